@@ -1,0 +1,435 @@
+"""Rules between fields, as data. Each has the predicate that refuses in Python and, where the rule is local enough, the
+CEL expression that refuses the same in the API server (generated into the CRD). A test holds both against each other.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from finetune_api.kubernetes import Volume, parse_quantity
+from finetune_api.names import ENV_HF_TOKEN, ENV_WANDB_API_KEY, GPU_PRODUCT_LABEL, PLAN_DIRECTORY
+from finetune_api.spec import FineTuneJobSpec
+
+# A hit is (path below spec, offending value).
+Hit = tuple[str, Any]
+
+RESERVED_VOLUMES = frozenset({"plan", "output", "model", "dataset", "validation", "cache", "shm", "tmp"})
+RESERVED_MOUNTS = (PLAN_DIRECTORY, "/mnt/finetune", "/dev/shm", "/tmp")
+RESERVED_ENV_PREFIX = "FINETUNE_"
+SECRET_ENV = {
+    ENV_HF_TOKEN: "model.tokenSecretRef",
+    "HUGGING_FACE_HUB_TOKEN": "model.tokenSecretRef",
+    ENV_WANDB_API_KEY: "observability.wandbSecretRef",
+}
+SECRET_ENV_MARKS = ("TOKEN", "SECRET", "PASSWORD", "API_KEY", "ACCESS_KEY")
+VOLUME_SOURCES = tuple(name for name in Volume.model_fields if name != "name")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One rule between fields of a FineTuneJob's spec."""
+
+    name: str
+    find: Callable[[FineTuneJobSpec], Iterator[Hit]]
+    """Yields a hit for each violation."""
+    message: str
+    mend: str
+    at: str = ""
+    """Path below spec of the object that ``cel`` speaks of as ``self``."""
+    cel: str | None = None
+    """True when the rule holds. None: the API server can't know."""
+
+
+def _when(condition: Callable[[FineTuneJobSpec], bool], path: str, value: Callable[[FineTuneJobSpec], Any]) -> Callable[[FineTuneJobSpec], Iterator[Hit]]:
+    def find(spec: FineTuneJobSpec) -> Iterator[Hit]:
+        if condition(spec):
+            yield path, value(spec)
+
+    return find
+
+
+def _adapter_settings(spec: FineTuneJobSpec) -> Iterator[Hit]:
+    if spec.method.type == "full":
+        for field, alias in (("rank", "rank"), ("alpha", "alpha"), ("dropout", "dropout"), ("target_modules", "targetModules")):
+            if (value := getattr(spec.method, field)) is not None:
+                yield f"method.{alias}", value
+
+
+def _hub_only(section: str, fields: dict[str, str]) -> Callable[[FineTuneJobSpec], Iterator[Hit]]:
+    def find(spec: FineTuneJobSpec) -> Iterator[Hit]:
+        part = getattr(spec, section)
+        if not part.source.startswith("hf://"):
+            for field, alias in fields.items():
+                if (value := getattr(part, field)) is not None:
+                    yield f"{section}.{alias}", value
+
+    return find
+
+
+def _env_conflicts(spec: FineTuneJobSpec) -> Iterator[Hit]:
+    for index, variable in enumerate(spec.pod_template.env or ()):
+        if variable.name.startswith(RESERVED_ENV_PREFIX):
+            yield f"podTemplate.env[{index}].name", variable.name
+
+
+def _plain_secrets(spec: FineTuneJobSpec) -> Iterator[Hit]:
+    for index, variable in enumerate(spec.pod_template.env or ()):
+        secret = variable.name in SECRET_ENV or any(mark in variable.name.upper() for mark in SECRET_ENV_MARKS)
+        if secret and variable.value:
+            yield f"podTemplate.env[{index}].value", f"(value of {variable.name} not shown)"
+
+
+def _env_sources(spec: FineTuneJobSpec) -> Iterator[Hit]:
+    for index, variable in enumerate(spec.pod_template.env or ()):
+        if variable.value is not None and variable.value_from is not None:
+            yield f"podTemplate.env[{index}]", variable.name
+        elif variable.value_from is not None and len(variable.value_from.model_fields_set) != 1:
+            yield f"podTemplate.env[{index}].valueFrom", variable.name
+
+
+def _env_duplicates(spec: FineTuneJobSpec) -> Iterator[Hit]:
+    seen = set()
+    for index, variable in enumerate(spec.pod_template.env or ()):
+        if variable.name in seen:
+            yield f"podTemplate.env[{index}].name", variable.name
+        seen.add(variable.name)
+
+
+def _env_from_sources(spec: FineTuneJobSpec) -> Iterator[Hit]:
+    for index, source in enumerate(spec.pod_template.env_from or ()):
+        if (source.config_map_ref is None) == (source.secret_ref is None):
+            yield f"podTemplate.envFrom[{index}]", source.model_dump(by_alias=True, exclude_none=True)
+
+
+def _volume_sources(spec: FineTuneJobSpec) -> Iterator[Hit]:
+    for index, volume in enumerate(spec.pod_template.volumes or ()):
+        if sum(getattr(volume, source) is not None for source in VOLUME_SOURCES) != 1:
+            yield f"podTemplate.volumes[{index}]", volume.name
+
+
+def _volume_names(spec: FineTuneJobSpec) -> Iterator[Hit]:
+    seen = set(RESERVED_VOLUMES)
+    for index, volume in enumerate(spec.pod_template.volumes or ()):
+        if volume.name in seen:
+            yield f"podTemplate.volumes[{index}].name", volume.name
+        seen.add(volume.name)
+
+
+def _mounted_volumes(spec: FineTuneJobSpec) -> Iterator[Hit]:
+    known = {volume.name for volume in spec.pod_template.volumes or ()}
+    for index, mount in enumerate(spec.pod_template.volume_mounts or ()):
+        if mount.name not in known:
+            yield f"podTemplate.volumeMounts[{index}].name", mount.name
+
+
+def _inside(path: str, folder: str) -> bool:
+    return (path.rstrip("/") + "/").startswith(folder.rstrip("/") + "/")
+
+
+def _reserved_mounts(spec: FineTuneJobSpec) -> Iterator[Hit]:
+    for index, mount in enumerate(spec.pod_template.volume_mounts or ()):
+        if any(_inside(mount.mount_path, reserved) or _inside(reserved, mount.mount_path) for reserved in RESERVED_MOUNTS):
+            yield f"podTemplate.volumeMounts[{index}].mountPath", mount.mount_path
+
+
+def _lost_output(spec: FineTuneJobSpec) -> Iterator[Hit]:
+    destination = spec.output.destination or ""
+    if destination.startswith("file://"):
+        path = destination.removeprefix("file://")
+        if not any(_inside(path, mount.mount_path) for mount in spec.pod_template.volume_mounts or ()):
+            yield "output.destination", destination
+
+
+def _product_selector(spec: FineTuneJobSpec) -> Iterator[Hit]:
+    wanted = (spec.resources.node_selector or {}).get(GPU_PRODUCT_LABEL)
+    if wanted is not None and spec.resources.gpu.product not in (None, wanted):
+        yield f'resources.nodeSelector["{GPU_PRODUCT_LABEL}"]', wanted
+
+
+def _shared_memory(spec: FineTuneJobSpec) -> Iterator[Hit]:
+    if spec.resources.shared_memory and spec.resources.memory:
+        if parse_quantity(spec.resources.shared_memory) > parse_quantity(spec.resources.memory):
+            yield "resources.sharedMemory", spec.resources.shared_memory
+
+
+def _tolerations(spec: FineTuneJobSpec) -> Iterator[Hit]:
+    for index, toleration in enumerate(spec.resources.tolerations or ()):
+        if toleration.operator == "Exists" and toleration.value:
+            yield f"resources.tolerations[{index}].value", toleration.value
+        elif toleration.key is None and toleration.operator != "Exists":
+            yield f"resources.tolerations[{index}].operator", toleration.operator
+        elif toleration.toleration_seconds is not None and toleration.effect != "NoExecute":
+            yield f"resources.tolerations[{index}].tolerationSeconds", toleration.toleration_seconds
+
+
+def _batch_division(spec: FineTuneJobSpec) -> Iterator[Hit]:
+    training = spec.training
+    if training.global_batch_size is not None and training.per_device_batch_size is not None:
+        if training.global_batch_size % (training.per_device_batch_size * max(1, spec.resources.gpu.count)):
+            yield "training.globalBatchSize", training.global_batch_size
+
+
+_ENV = "!has(self.env) || "
+_VOLUME_COUNT = " + ".join(f"(has(v.{field.alias}) ? 1 : 0)" for name, field in Volume.model_fields.items() if name != "name")
+
+RULES: tuple[Rule, ...] = (
+    Rule(
+        "length-once",
+        _when(lambda s: s.training.epochs is not None and s.training.max_steps is not None, "training.maxSteps", lambda s: s.training.max_steps),
+        "epochs and maxSteps exclude each other",
+        "keep the one you mean",
+        "training", "!(has(self.epochs) && has(self.maxSteps))",
+    ),
+    Rule(
+        "batch-once",
+        _when(lambda s: s.training.gradient_accumulation is not None and s.training.global_batch_size is not None, "training.gradientAccumulation", lambda s: s.training.gradient_accumulation),
+        "gradientAccumulation follows from globalBatchSize",
+        "keep the one you mean",
+        "training", "!(has(self.gradientAccumulation) && has(self.globalBatchSize))",
+    ),
+    Rule(
+        "batch-divides",
+        _batch_division,
+        "globalBatchSize must be a multiple of perDeviceBatchSize x GPUs",
+        "choose a multiple, or leave perDeviceBatchSize out",
+        "", "!has(self.training.globalBatchSize) || !has(self.training.perDeviceBatchSize) || self.training.globalBatchSize % (self.training.perDeviceBatchSize * (self.resources.gpu.count > 0 ? self.resources.gpu.count : 1)) == 0",
+    ),
+    Rule(
+        "validation-one-of",
+        _when(lambda s: s.dataset.validation is not None and (s.dataset.validation.source is None) == (s.dataset.validation.fraction is None), "dataset.validation", lambda s: s.dataset.validation.model_dump(by_alias=True, exclude_none=True)),
+        "needs exactly one of source and fraction",
+        "set source to a file of its own, or fraction such as 0.1",
+        "dataset.validation", "has(self.source) != has(self.fraction)",
+    ),
+    Rule(
+        "evaluation-needs-data",
+        _when(lambda s: s.evaluation.every_steps is not None and s.dataset.validation is None, "evaluation.everySteps", lambda s: s.evaluation.every_steps),
+        "there is no validation data to evaluate on",
+        "set dataset.validation.fraction (such as 0.1) or dataset.validation.source",
+        "", "!has(self.evaluation.everySteps) || has(self.dataset.validation)",
+    ),
+    Rule(
+        "cache-one-of",
+        _when(lambda s: s.model.cache is not None and (s.model.cache.claim_name is None) == (s.model.cache.size is None), "model.cache", lambda s: s.model.cache.model_dump(by_alias=True, exclude_none=True)),
+        "needs exactly one of claimName and size",
+        "set claimName to use an existing claim, or size to make one",
+        "model.cache", "has(self.claimName) != has(self.size)",
+    ),
+    Rule(
+        "cache-class-needs-size",
+        _when(lambda s: s.model.cache is not None and s.model.cache.storage_class is not None and s.model.cache.size is None, "model.cache.storageClass", lambda s: s.model.cache.storage_class),
+        "storageClass is only for a claim that is made, by size",
+        "set size, or drop storageClass",
+        "model.cache", "!has(self.storageClass) || has(self.size)",
+    ),
+    Rule(
+        "model-hub-only",
+        _hub_only("model", {"revision": "revision", "token_secret_ref": "tokenSecretRef"}),
+        "only hub sources (hf://) have it",
+        "drop it, or use an hf:// source",
+        "model", "self.source.startsWith('hf://') || (!has(self.revision) && !has(self.tokenSecretRef))",
+    ),
+    Rule(
+        "dataset-hub-only",
+        _hub_only("dataset", {"split": "split"}),
+        "only hub sources (hf://) have splits",
+        "drop it, or use an hf:// source",
+        "dataset", "self.source.startsWith('hf://') || !has(self.split)",
+    ),
+    Rule(
+        "full-has-no-adapter",
+        _adapter_settings,
+        "full fine-tuning has no adapter",
+        "drop it, or set method.type to lora or qlora",
+        "method", "self.type != 'full' || (!has(self.rank) && !has(self.alpha) && !has(self.dropout) && !has(self.targetModules))",
+    ),
+    Rule(
+        "quantization-is-qlora",
+        _when(lambda s: s.method.quantization is not None and s.method.type != "qlora", "method.quantization", lambda s: s.method.quantization.model_dump(by_alias=True, exclude_none=True)),
+        "only qlora trains on a quantised base",
+        "set method.type to qlora, or drop quantization",
+        "method", "!has(self.quantization) || self.type == 'qlora'",
+    ),
+    Rule(
+        "all-linear-alone",
+        _when(lambda s: "all-linear" in (s.method.target_modules or ()) and len(s.method.target_modules or ()) > 1, "method.targetModules", lambda s: s.method.target_modules),
+        "all-linear already names every linear module",
+        "keep all-linear alone, or list the modules without it",
+        "method", "!has(self.targetModules) || !('all-linear' in self.targetModules) || size(self.targetModules) == 1",
+    ),
+    Rule(
+        "full-exports-the-model",
+        _when(lambda s: s.method.type == "full" and "adapter" in (s.output.artifacts or ()), "output.artifacts", lambda s: s.output.artifacts),
+        "full fine-tuning makes no adapter",
+        "use [merged]: the whole model",
+        "", "self.method.type != 'full' || !has(self.output.artifacts) || !('adapter' in self.output.artifacts)",
+    ),
+    Rule(
+        "artifacts-once",
+        _when(lambda s: len(set(s.output.artifacts or ())) != len(s.output.artifacts or ()), "output.artifacts", lambda s: s.output.artifacts),
+        "an artifact is named twice",
+        "name each once",
+        "output", "!has(self.artifacts) || self.artifacts.all(a, self.artifacts.exists_one(b, a == b))",
+    ),
+    Rule(
+        "full-float16",
+        _when(lambda s: s.method.type == "full" and s.model.dtype == "float16", "model.dtype", lambda s: s.model.dtype),
+        "float16 weights can't be trained: their gradients can't be scaled",
+        "use bfloat16 or float32; precision fp16 works with float32 weights",
+        "", "self.method.type != 'full' || !has(self.model.dtype) || self.model.dtype != 'float16'",
+    ),
+    Rule(
+        "cpu-precision",
+        _when(lambda s: s.resources.gpu.count == 0 and s.training.precision in ("fp16", "tf32"), "training.precision", lambda s: s.training.precision),
+        "needs a GPU, and resources.gpu.count is 0",
+        "use fp32 (or bf16) on a CPU",
+        "", "self.resources.gpu.count > 0 || !has(self.training.precision) || !(self.training.precision in ['fp16', 'tf32'])",
+    ),
+    Rule(
+        "cpu-attention",
+        _when(lambda s: s.resources.gpu.count == 0 and s.model.attention == "flash_attention_2", "model.attention", lambda s: s.model.attention),
+        "needs a GPU, and resources.gpu.count is 0",
+        "use sdpa",
+        "", "self.resources.gpu.count > 0 || self.model.attention != 'flash_attention_2'",
+    ),
+    Rule(
+        "flash-attention-dtype",
+        _when(lambda s: s.model.attention == "flash_attention_2" and s.model.dtype == "float32", "model.dtype", lambda s: s.model.dtype),
+        "flash_attention_2 works in bfloat16 and float16 only",
+        "use bfloat16, or attention sdpa",
+        "model", "self.attention != 'flash_attention_2' || !has(self.dtype) || self.dtype != 'float32'",
+    ),
+    Rule(
+        "cpu-optimizer",
+        _when(lambda s: s.resources.gpu.count == 0 and (s.training.optimizer or "").startswith("paged_"), "training.optimizer", lambda s: s.training.optimizer),
+        "paged optimisers page out of GPU memory, and resources.gpu.count is 0",
+        "use adamw_torch",
+        "", "self.resources.gpu.count > 0 || !has(self.training.optimizer) || !self.training.optimizer.startsWith('paged_')",
+    ),
+    Rule(
+        "cpu-product",
+        _when(lambda s: s.resources.gpu.count == 0 and s.resources.gpu.product is not None, "resources.gpu.product", lambda s: s.resources.gpu.product),
+        "names a GPU, and resources.gpu.count is 0",
+        "set count, or drop product",
+        "resources.gpu", "self.count > 0 || !has(self.product)",
+    ),
+    Rule(
+        "product-selector",
+        _product_selector,
+        "contradicts resources.gpu.product",
+        "keep one of them",
+        "resources", f"!has(self.nodeSelector) || !has(self.gpu.product) || !('{GPU_PRODUCT_LABEL}' in self.nodeSelector) || self.nodeSelector['{GPU_PRODUCT_LABEL}'] == self.gpu.product",
+    ),
+    Rule(
+        "shared-memory-fits",
+        _shared_memory,
+        "/dev/shm counts towards memory and is larger than it",
+        "raise resources.memory, or lower sharedMemory",
+        "resources", "!has(self.sharedMemory) || !has(self.memory) || quantity(string(self.sharedMemory)).compareTo(quantity(string(self.memory))) <= 0",
+    ),
+    Rule(
+        "tolerations",
+        _tolerations,
+        "the taint can't be matched so: Exists takes no value, no key needs Exists, tolerationSeconds needs effect NoExecute",
+        "see Tolerations in the Kubernetes documentation",
+        "resources", "!has(self.tolerations) || self.tolerations.all(t, !(has(t.operator) && t.operator == 'Exists' && has(t.value) && t.value != '') && (has(t.key) || (has(t.operator) && t.operator == 'Exists')) && (!has(t.tolerationSeconds) || (has(t.effect) && t.effect == 'NoExecute')))",
+    ),
+    Rule(
+        "text-has-no-response",
+        _when(lambda s: s.dataset.format == "text" and s.objective.response_only is True, "objective.responseOnly", lambda s: True),
+        "rows of format text have no response to train on",
+        "set responseOnly to false, or use a format with responses",
+        "", "self.dataset.format != 'text' || !has(self.objective.responseOnly) || !self.objective.responseOnly",
+    ),
+    Rule(
+        "wandb-needs-secret",
+        _when(lambda s: "wandb" in (s.observability.trackers or ()) and s.observability.wandb_secret_ref is None, "observability.wandbSecretRef", lambda s: None),
+        "the wandb tracker needs an API key",
+        "set wandbSecretRef: {name: wandb, key: api-key} and make that Secret",
+        "observability", "!has(self.trackers) || !('wandb' in self.trackers) || has(self.wandbSecretRef)",
+    ),
+    Rule(
+        "secret-needs-wandb",
+        _when(lambda s: s.observability.wandb_secret_ref is not None and "wandb" not in (s.observability.trackers or ()), "observability.wandbSecretRef", lambda s: s.observability.wandb_secret_ref.name),
+        "nothing uses it",
+        "add wandb to observability.trackers, or drop it",
+        "observability", "!has(self.wandbSecretRef) || (has(self.trackers) && 'wandb' in self.trackers)",
+    ),
+    Rule(
+        "output-volume-or-destination",
+        _when(lambda s: s.output.volume is not None and s.output.destination is not None, "output.volume", lambda s: s.output.volume.model_dump(by_alias=True, exclude_none=True)),
+        "describes the claim that is made when destination is absent",
+        "drop volume, or drop destination",
+        "output", "!(has(self.volume) && has(self.destination))",
+    ),
+    Rule(
+        "output-survives",
+        _lost_output,
+        "is no volume: the result would be lost with the pod",
+        "use pvc://claim/path, or mount a volume there by podTemplate.volumeMounts",
+        "", "!has(self.output.destination) || !self.output.destination.startsWith('file://') || (has(self.podTemplate.volumeMounts) && self.podTemplate.volumeMounts.exists(m, (self.output.destination + '/').startsWith('file://' + m.mountPath + '/')))",
+    ),
+    Rule(
+        "env-reserved",
+        _env_conflicts,
+        f"names with the prefix {RESERVED_ENV_PREFIX} are the operator's",
+        "choose another name",
+        "podTemplate", _ENV + f"self.env.all(e, !e.name.startsWith('{RESERVED_ENV_PREFIX}'))",
+    ),
+    Rule(
+        "env-plain-secret",
+        _plain_secrets,
+        "a secret must not stand here in plain text",
+        "use valueFrom.secretKeyRef (or model.tokenSecretRef, observability.wandbSecretRef)",
+        "podTemplate", _ENV + "self.env.all(e, !has(e.value) || e.value == '' || !(" + " || ".join(f"e.name.upperAscii().contains('{mark}')" for mark in SECRET_ENV_MARKS) + "))",
+    ),
+    Rule(
+        "env-one-of",
+        _env_sources,
+        "needs exactly one of value and one reference in valueFrom",
+        "keep the one you mean",
+        "podTemplate", _ENV + "self.env.all(e, !(has(e.value) && has(e.valueFrom)) && (!has(e.valueFrom) || (has(e.valueFrom.secretKeyRef) ? 1 : 0) + (has(e.valueFrom.configMapKeyRef) ? 1 : 0) + (has(e.valueFrom.fieldRef) ? 1 : 0) + (has(e.valueFrom.resourceFieldRef) ? 1 : 0) == 1))",
+    ),
+    Rule(
+        "env-once",
+        _env_duplicates,
+        "the variable is set twice",
+        "keep one",
+        "podTemplate", _ENV + "self.env.all(e, self.env.exists_one(f, f.name == e.name))",
+    ),
+    Rule(
+        "env-from-one-of",
+        _env_from_sources,
+        "needs exactly one of configMapRef and secretRef",
+        "make two entries of it",
+        "podTemplate", "!has(self.envFrom) || self.envFrom.all(e, has(e.configMapRef) != has(e.secretRef))",
+    ),
+    Rule(
+        "volume-one-of",
+        _volume_sources,
+        "needs exactly one volume source",
+        "set one, such as persistentVolumeClaim: {claimName: data}",
+        "podTemplate", f"!has(self.volumes) || self.volumes.all(v, {_VOLUME_COUNT} == 1)",
+    ),
+    Rule(
+        "volume-names",
+        _volume_names,
+        "the volume's name is taken (twice in the list, or the operator's own: " + ", ".join(sorted(RESERVED_VOLUMES)) + ")",
+        "choose another name",
+        "podTemplate", f"!has(self.volumes) || self.volumes.all(v, !(v.name in {sorted(RESERVED_VOLUMES)}) && self.volumes.exists_one(w, w.name == v.name))",
+    ),
+    Rule(
+        "mount-known",
+        _mounted_volumes,
+        "podTemplate.volumes has no volume of that name",
+        "add the volume, or mend the name",
+        "podTemplate", "!has(self.volumeMounts) || self.volumeMounts.all(m, has(self.volumes) && self.volumes.exists(v, v.name == m.name))",
+    ),
+    Rule(
+        "mount-reserved",
+        _reserved_mounts,
+        "the path is the operator's own (" + ", ".join(RESERVED_MOUNTS) + ")",
+        "mount it elsewhere",
+        "podTemplate", "!has(self.volumeMounts) || self.volumeMounts.all(m, " + " && ".join(f"!((m.mountPath + '/').startsWith('{path}/') || '{path}/'.startsWith(m.mountPath.endsWith('/') ? m.mountPath : m.mountPath + '/'))" for path in RESERVED_MOUNTS) + ")",
+    ),
+)  # fmt: skip

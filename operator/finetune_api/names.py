@@ -1,0 +1,85 @@
+"""Every name that two parts of the system must agree on: API, labels, environment, paths, condition types and reasons."""
+
+GROUP = "finetune.dev"
+VERSION = "v1alpha1"
+API_VERSION = f"{GROUP}/{VERSION}"
+KIND = "FineTuneJob"
+PLURAL = "finetunejobs"
+SINGULAR = "finetunejob"
+SHORT_NAME = "ftj"
+CATEGORY = "ml"
+
+FIELD_MANAGER = "finetune-operator"
+
+LABEL_JOB_NAME = f"{GROUP}/job-name"
+LABEL_MANAGED_BY = "app.kubernetes.io/managed-by"
+LABEL_NAME = "app.kubernetes.io/name"
+LABEL_COMPONENT = "app.kubernetes.io/component"
+ANNOTATION_PLAN_HASH = f"{GROUP}/plan-hash"
+
+GPU_RESOURCE = "nvidia.com/gpu"
+GPU_PRODUCT_LABEL = "nvidia.com/gpu.product"
+
+CONTAINER = "trainer"
+METRICS_PORT_NAME = "metrics"
+PLAN_KEY = "plan.json"
+PLAN_FILE = f"/etc/finetune/{PLAN_KEY}"
+PLAN_DIRECTORY = "/etc/finetune"
+TERMINATION_LOG = "/dev/termination-log"
+
+# Environment of the trainer. POD_IP is where it serves /metrics and /progress.
+ENV_POD_IP = "POD_IP"
+ENV_POD_NAME = "POD_NAME"
+ENV_HF_TOKEN = "HF_TOKEN"
+ENV_HF_HOME = "HF_HOME"
+ENV_WANDB_API_KEY = "WANDB_API_KEY"
+ENV_TERMINATION_LOG = "FINETUNE_TERMINATION_LOG"
+ENV_LOG_FORMAT = "FINETUNE_LOG_FORMAT"
+
+
+class Condition:
+    """Condition types of a FineTuneJob; ``kubectl wait --for=condition=…`` works on each."""
+
+    VALIDATED = "Validated"
+    READY = "Ready"
+    PROGRESSING = "Progressing"
+    COMPLETE = "Complete"
+    FAILED = "Failed"
+    SUSPENDED = "Suspended"
+
+
+class Phase:
+    """One word for a person; machines read the conditions."""
+
+    PENDING = "Pending"
+    PREPARING = "Preparing"
+    RUNNING = "Running"
+    CHECKPOINTING = "Checkpointing"
+    EVALUATING = "Evaluating"
+    EXPORTING = "Exporting"
+    SUCCEEDED = "Succeeded"
+    FAILED = "Failed"
+    SUSPENDED = "Suspended"
+
+
+class Reason:
+    """Reasons of conditions and Events."""
+
+    ACCEPTED = "Accepted"
+    INVALID_SPEC = "InvalidSpec"
+    NAME_CONFLICT = "NameConflict"
+    CREATED = "WorkloadCreated"
+    REFUSED = "WorkloadRefused"
+    WAITING = "WaitingForPod"
+    UNSCHEDULABLE = "Unschedulable"
+    IMAGE_PULL = "ImagePullFailed"
+    PREPARING = "Preparing"
+    TRAINING = "Training"
+    RESTARTING = "Restarting"
+    SUSPENDED = "Suspended"
+    RESUMED = "Resumed"
+    NOT_SUSPENDED = "NotSuspended"
+    SUCCEEDED = "Succeeded"
+    DEADLINE_EXCEEDED = "DeadlineExceeded"
+    BACKOFF_LIMIT_EXCEEDED = "BackoffLimitExceeded"
+    WORKLOAD_LOST = "WorkloadLost"

@@ -1,0 +1,362 @@
+"""FineTuneJob as a person writes it. Defaults that depend on nothing stand here; those that do are decided in the plan.
+
+Rules on a single field stand on the field; rules between fields stand in ``compatibility.py``.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, StringConstraints
+
+from finetune_api.kubernetes import (
+    Affinity,
+    DnsLabel,
+    DnsSubdomain,
+    Duration,
+    EnvFromSource,
+    EnvVar,
+    LabelKey,
+    Labels,
+    LabelValue,
+    LocalObjectReference,
+    PodSecurityContext,
+    Quantity,
+    RESOURCE_NAME_PATTERN,
+    SecretKeyRef,
+    Toleration,
+    Volume,
+    VolumeMount,
+)
+from finetune_api.model_base import ApiModel
+from finetune_api.names import GPU_RESOURCE
+from finetune_api.plan import Artifact, DatasetFormat, Dtype, MethodType, Tracker
+
+_CLAIM = r"pvc://[a-z0-9]([-a-z0-9.]*[a-z0-9])?(/[^\s:]*)?"
+_HUB = r"hf://[A-Za-z0-9][-A-Za-z0-9_.]*/[A-Za-z0-9][-A-Za-z0-9_.]*"
+_FILE = r"file:///[^\s:]+"
+_PACKAGE = r"package://[A-Za-z0-9][-A-Za-z0-9_.]*/[^\s:]+"
+_CONFIG_MAP = r"configMap://[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[-._a-zA-Z0-9]+"
+MODEL_SOURCE_PATTERN = f"^({_HUB}|{_CLAIM}|{_FILE}|{_PACKAGE})$"
+DATASET_SOURCE_PATTERN = f"^({_HUB}|{_CLAIM}|{_FILE}|{_PACKAGE}|{_CONFIG_MAP})$"
+DESTINATION_PATTERN = f"^({_CLAIM}|{_FILE})$"
+
+ModelSource = Annotated[str, StringConstraints(pattern=MODEL_SOURCE_PATTERN, max_length=1024)]
+DatasetSource = Annotated[str, StringConstraints(pattern=DATASET_SOURCE_PATTERN, max_length=1024)]
+Destination = Annotated[str, StringConstraints(pattern=DESTINATION_PATTERN, max_length=1024)]
+
+
+class ModelCache(ApiModel):
+    """Where downloaded models are kept between jobs: an existing claim, or a new one of this job."""
+
+    claim_name: DnsSubdomain | None = Field(default=None, examples=["model-cache"])
+    """An existing PersistentVolumeClaim, shared by jobs (ReadWriteMany for jobs on several nodes)."""
+    size: Quantity | None = Field(default=None, examples=["100Gi"])
+    """Size of a claim made for this job, deleted with it."""
+    storage_class: DnsSubdomain | None = Field(default=None, examples=["fast-ssd"])
+    """Storage class of that claim; the cluster's default when absent."""
+
+
+class Model(ApiModel):
+    """The base model."""
+
+    source: ModelSource = Field(examples=["hf://Qwen/Qwen3-8B"])
+    """hf://org/name (hub), pvc://claim/path, file:///path in the trainer image, or package://distribution/file of a Python package in it. A path may name a folder in Hugging Face layout or a .gguf file, which is dequantised once."""
+    revision: Annotated[str, StringConstraints(min_length=1, max_length=255)] | None = Field(default=None, examples=["main"])
+    """Branch, tag or commit of a hub model. Pin a commit for runs that can be repeated."""
+    dtype: Dtype | None = Field(default=None, examples=["bfloat16"])
+    """Dtype of the base weights. bfloat16 on a GPU, float32 on a CPU when absent."""
+    attention: Literal["sdpa", "flash_attention_2", "eager"] = Field(default="sdpa", examples=["sdpa"])
+    """Attention implementation of transformers."""
+    chat_template: Annotated[str, StringConstraints(min_length=1, max_length=16384)] | None = Field(default=None, examples=["{% for message in messages %}…{% endfor %}"])
+    """Jinja chat template that replaces the tokenizer's own."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model. Only for sources you trust."""
+    token_secret_ref: SecretKeyRef | None = None
+    """Secret with a Hugging Face token, for gated and private hub repositories."""
+    cache: ModelCache | None = None
+    """Keeps downloads between jobs. Absent: a folder that lives as long as the pod."""
+
+
+class Validation(ApiModel):
+    """Data the model is judged on and never trained on: its own source or a share of the training data."""
+
+    source: DatasetSource | None = Field(default=None, examples=["pvc://data/validation.jsonl"])
+    """As dataset.source."""
+    fraction: Annotated[float, Field(gt=0, lt=1)] | None = Field(default=None, examples=[0.1])
+    """Share of the training rows, split off by training.seed."""
+
+
+class Dataset(ApiModel):
+    """The training data."""
+
+    source: DatasetSource = Field(examples=["pvc://data/train.jsonl"])
+    """hf://org/name, pvc://claim/path, configMap://name/key, file:///path in the trainer image, or package://distribution/file. Files: json, jsonl, csv, parquet, txt, or a folder of them."""
+    format: DatasetFormat = Field(default="auto", examples=["chatml"])
+    """auto detects the format from the columns."""
+    split: Annotated[str, StringConstraints(min_length=1, max_length=255)] | None = Field(default=None, examples=["train"])
+    """Split of a hub dataset; train when absent."""
+    validation: Validation | None = None
+    """Absent: no validation."""
+    max_samples: Annotated[int, Field(ge=1, le=1_000_000_000)] | None = Field(default=None, examples=[10000])
+    """Use only the first so many training rows."""
+
+
+class Quantization(ApiModel):
+    """How the frozen base weights of qlora are stored (bitsandbytes)."""
+
+    bits: Literal[4] = Field(default=4, examples=[4])
+    """Bits a weight."""
+    type: Literal["nf4", "fp4"] = Field(default="nf4", examples=["nf4"])
+    """4-bit data type. nf4 fits normally distributed weights (QLoRA paper)."""
+    double_quant: bool = True
+    """Quantise the quantisation constants too: 0.4 bit a parameter less."""
+    compute_dtype: Dtype | None = Field(default=None, examples=["bfloat16"])
+    """Dtype the weights are dequantised to for compute; model.dtype when absent."""
+
+
+class Method(ApiModel):
+    """What is trained: all weights, or an adapter."""
+
+    type: MethodType = Field(default="lora", examples=["lora"])
+    """full: all weights. lora: low-rank adapters. qlora: lora on a 4-bit base."""
+    rank: Annotated[int, Field(ge=1, le=1024)] | None = Field(default=None, examples=[16])
+    """Rank of the adapter matrices; 16 when absent."""
+    alpha: Annotated[float, Field(gt=0, le=4096)] | None = Field(default=None, examples=[32])
+    """The adapter's output is scaled by alpha / rank; 2 x rank when absent."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] | None = Field(default=None, examples=[0.05])
+    """Dropout before the adapter; 0.05 when absent."""
+    target_modules: Annotated[list[Annotated[str, StringConstraints(min_length=1, max_length=253)]], Field(min_length=1, max_length=64)] | None = Field(default=None, examples=[["q_proj", "v_proj"]])
+    """Names of the linear modules that get an adapter, or the single word all-linear (every linear but the head), as when absent."""
+    quantization: Quantization | None = None
+    """Only for qlora; nf4 with double quantisation when absent."""
+
+
+class Objective(ApiModel):
+    """What the training optimises."""
+
+    type: Literal["sft"] = Field(default="sft", examples=["sft"])
+    """sft: supervised fine-tuning, next-token cross-entropy."""
+    response_only: bool | None = Field(default=None, examples=[True])
+    """Loss on the responses only, the prompts are masked. True when absent, except for format text, which has none."""
+
+
+class Training(ApiModel):
+    """Hyperparameters, by the names of Hugging Face's TrainingArguments where there is one."""
+
+    epochs: Annotated[float, Field(gt=0, le=10_000)] | None = Field(default=None, examples=[3])
+    """Passes over the data; 3 when neither epochs nor maxSteps is given."""
+    max_steps: Annotated[int, Field(ge=1, le=100_000_000)] | None = Field(default=None, examples=[1000])
+    """Optimiser steps, instead of epochs."""
+    learning_rate: Annotated[float, Field(gt=0, le=1)] | None = Field(default=None, examples=[2e-4])
+    """Peak learning rate. 2e-4 for adapters, 2e-5 for full when absent."""
+    scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup", "polynomial", "inverse_sqrt"] = Field(default="cosine", examples=["cosine"])
+    """Learning rate schedule of transformers."""
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.03, examples=[0.03])
+    """Share of the steps in which the learning rate rises."""
+    weight_decay: Annotated[float, Field(ge=0, le=1)] = Field(default=0.0, examples=[0.01])
+    """AdamW's decoupled weight decay."""
+    per_device_batch_size: Annotated[int, Field(ge=1, le=65536)] | None = Field(default=None, examples=[4])
+    """Rows a device takes at once; 4 when absent (1 for full)."""
+    gradient_accumulation: Annotated[int, Field(ge=1, le=65536)] | None = Field(default=None, examples=[4])
+    """Batches added up before an optimiser step; what globalBatchSize needs when absent."""
+    global_batch_size: Annotated[int, Field(ge=1, le=1_000_000)] | None = Field(default=None, examples=[16])
+    """Rows an optimiser step sees, all devices together; 16 when absent, rounded up to what the devices give."""
+    max_length: Annotated[int, Field(ge=16, le=4_194_304)] = Field(default=2048, examples=[2048])
+    """Most tokens a row may have; longer ones are cut."""
+    gradient_checkpointing: bool | None = Field(default=None, examples=[True])
+    """Recompute activations in the backward pass: less memory, about a third more time. True on a GPU, false on a CPU when absent."""
+    optimizer: Literal["adamw_torch", "adamw_torch_fused", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit", "adafactor", "sgd"] | None = Field(default=None, examples=["adamw_torch_fused"])
+    """Optimiser of transformers. paged_adamw_32bit for qlora on a GPU, adamw_torch_fused on a GPU, adamw_torch on a CPU when absent."""
+    max_grad_norm: Annotated[float, Field(ge=0, le=1000)] | None = Field(default=None, examples=[1.0])
+    """Gradients are clipped to this L2 norm; 0.3 for qlora (as in its paper), 1.0 otherwise when absent."""
+    seed: Annotated[int, Field(ge=0, le=4_294_967_295)] = Field(default=42, examples=[42])
+    """Seed of initialisation, data order, dropout and the validation split."""
+    precision: Literal["bf16", "fp16", "fp32", "tf32"] | None = Field(default=None, examples=["bf16"])
+    """Arithmetic of the forward pass. bf16 on a GPU, fp32 on a CPU when absent."""
+    logging_steps: Annotated[int, Field(ge=1, le=1_000_000)] = Field(default=10, examples=[10])
+    """Report every so many steps."""
+
+
+class Gpu(ApiModel):
+    """GPUs of the pod."""
+
+    count: Annotated[int, Field(ge=0, le=16)] = Field(default=1, examples=[1])
+    """GPUs; one process each. 0: train on the CPU."""
+    product: LabelValue | None = Field(default=None, examples=["NVIDIA-A100-SXM4-80GB"])
+    """Run only on nodes whose label nvidia.com/gpu.product (GPU feature discovery) has this value."""
+    resource_name: Annotated[str, StringConstraints(pattern=RESOURCE_NAME_PATTERN, min_length=1, max_length=253)] = Field(default=GPU_RESOURCE, examples=[GPU_RESOURCE])
+    """Extended resource that stands for one GPU, such as nvidia.com/mig-3g.40gb."""
+
+
+class Resources(ApiModel):
+    """What the pod asks for and where it may run."""
+
+    gpu: Gpu = Gpu()
+    """GPUs of the pod."""
+    cpu: Quantity | None = Field(default=None, examples=["8"])
+    """CPU request; the platform's default a GPU when absent."""
+    memory: Quantity | None = Field(default=None, examples=["64Gi"])
+    """Memory request and limit; the platform's default a GPU when absent."""
+    shared_memory: Quantity | None = Field(default=None, examples=["32Gi"])
+    """Size of /dev/shm (counts towards memory), for NCCL and data loader workers; the platform's default when absent."""
+    node_selector: Labels | None = Field(default=None, examples=[{"pool": "gpu"}])
+    """Labels that the node must have."""
+    tolerations: Annotated[list[Toleration], Field(max_length=32)] | None = None
+    """Taints the pod tolerates. The GPU resource's own taint is always tolerated when the job has GPUs."""
+    affinity: Affinity | None = None
+    """Affinity as in core/v1."""
+    priority_class_name: DnsSubdomain | None = Field(default=None, examples=["training"])
+    """PriorityClass of the pod."""
+    runtime_class_name: DnsSubdomain | None = Field(default=None, examples=["nvidia"])
+    """RuntimeClass of the pod."""
+    scheduler_name: DnsSubdomain | None = Field(default=None, examples=["default-scheduler"])
+    """Scheduler of the pod."""
+
+
+class Checkpoint(ApiModel):
+    """Saves of the training state, on the output volume."""
+
+    every_steps: Annotated[int, Field(ge=1, le=100_000_000)] | None = Field(default=None, examples=[100])
+    """Save every so many steps; at each epoch's end when absent."""
+    keep: Annotated[int, Field(ge=1, le=1000)] = Field(default=2, examples=[2])
+    """Newest checkpoints kept."""
+    resume: Literal["auto", "never"] = Field(default="auto", examples=["auto"])
+    """auto: a restarted run goes on from the newest complete checkpoint of this job."""
+
+
+class Evaluation(ApiModel):
+    """Evaluation on the validation data."""
+
+    every_steps: Annotated[int, Field(ge=1, le=100_000_000)] | None = Field(default=None, examples=[50])
+    """Evaluate every so many steps; at each epoch's end when absent. Always before the first and after the last step too."""
+    samples: Annotated[list[Annotated[str, StringConstraints(min_length=1, max_length=2048)]], Field(max_length=16)] | None = Field(default=None, examples=[["How do I reset my password?"]])
+    """Prompts that the model answers before and after training; the answers are logged and stand in result.json."""
+
+
+class OutputVolume(ApiModel):
+    """The claim made for the output when destination is absent."""
+
+    size: Quantity | None = Field(default=None, examples=["50Gi"])
+    """Size; the platform's default when absent."""
+    storage_class: DnsSubdomain | None = Field(default=None, examples=["fast-ssd"])
+    """Storage class; the platform's default, else the cluster's, when absent."""
+    when_deleted: Literal["Retain", "Delete"] = Field(default="Retain", examples=["Retain"])
+    """Whether the claim, with the trained model in it, outlives the FineTuneJob."""
+
+
+class Output(ApiModel):
+    """What comes of the run, and where it is put."""
+
+    destination: Destination | None = Field(default=None, examples=["pvc://models/support-bot"])
+    """pvc://claim/path, or file:///path below a volume of podTemplate. Absent: a claim named <job>-output is made."""
+    volume: OutputVolume | None = None
+    """Size and class of the claim that is made when destination is absent."""
+    artifacts: Annotated[list[Artifact], Field(min_length=1, max_length=2)] | None = Field(default=None, examples=[["adapter", "merged"]])
+    """adapter: the PEFT adapter. merged: the whole model in safetensors. adapter when absent (merged for full)."""
+    verify: bool = True
+    """Load each artifact again and compare its logits with the trained model's."""
+
+
+class Observability(ApiModel):
+    """How the run is watched."""
+
+    metrics_port: Annotated[int, Field(ge=1024, le=65535)] = Field(default=8000, examples=[8000])
+    """Port of /metrics (Prometheus) and /progress."""
+    trackers: Annotated[list[Tracker], Field(max_length=2)] | None = Field(default=None, examples=[["tensorboard"]])
+    """Experiment trackers that the run reports to."""
+    wandb_secret_ref: SecretKeyRef | None = None
+    """Secret with the API key of Weights & Biases."""
+
+
+class RunPolicy(ApiModel):
+    """How the workload is run."""
+
+    suspend: bool = False
+    """True stops the pod after a checkpoint; false goes on from there."""
+    backoff_limit: Annotated[int, Field(ge=0, le=1000)] = Field(default=3, examples=[3])
+    """Restarts after failures that may pass. Preemptions don't count; invalid input and out-of-memory are never retried."""
+    active_deadline: Duration | None = Field(default=None, examples=["24h"])
+    """The job fails when it has been active for so long, restarts included."""
+    ttl_after_finished: Duration | None = Field(default=None, examples=["72h"])
+    """The workload and its pods are deleted so long after the end; the FineTuneJob and its output stay."""
+
+
+class PodTemplate(ApiModel):
+    """Additions to the trainer's pod."""
+
+    image: Annotated[str, StringConstraints(pattern=r"^[^\s]+$", min_length=1, max_length=512)] | None = Field(default=None, examples=["registry.example.com/finetune-trainer:0.1.0"])
+    """Trainer image; the platform's when absent."""
+    image_pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = Field(default=None, examples=["IfNotPresent"])
+    """When the image is pulled; Kubernetes' default when absent."""
+    image_pull_secrets: Annotated[list[LocalObjectReference], Field(max_length=16)] | None = None
+    """Secrets for the image registry."""
+    labels: Labels | None = Field(default=None, examples=[{"team": "search"}])
+    """Labels of the pod."""
+    annotations: Annotated[dict[LabelKey, Annotated[str, StringConstraints(max_length=4096)]], Field(max_length=64)] | None = None
+    """Annotations of the pod."""
+    env: Annotated[list[EnvVar], Field(max_length=128)] | None = None
+    """Environment of the trainer. Secrets only by valueFrom.secretKeyRef."""
+    env_from: Annotated[list[EnvFromSource], Field(max_length=32)] | None = None
+    """ConfigMaps and Secrets as environment."""
+    volumes: Annotated[list[Volume], Field(max_length=32)] | None = None
+    """Volumes of the pod."""
+    volume_mounts: Annotated[list[VolumeMount], Field(max_length=32)] | None = None
+    """Mounts of the trainer."""
+    service_account_name: DnsSubdomain | None = Field(default=None, examples=["trainer"])
+    """ServiceAccount of the pod. Its token is never mounted."""
+    security_context: PodSecurityContext | None = None
+    """Security context of the pod."""
+
+
+class FineTuneJobSpec(ApiModel):
+    """What to fine-tune, on what, how. Only model and dataset are required."""
+
+    model: Model
+    """The base model."""
+    dataset: Dataset
+    """The training data."""
+    method: Method = Method()
+    """What is trained."""
+    objective: Objective = Objective()
+    """What the training optimises."""
+    training: Training = Training()
+    """Hyperparameters."""
+    resources: Resources = Resources()
+    """What the pod asks for and where it may run."""
+    checkpoint: Checkpoint = Checkpoint()
+    """Saves of the training state."""
+    evaluation: Evaluation = Evaluation()
+    """Evaluation on the validation data."""
+    output: Output = Output()
+    """What comes of the run, and where it is put."""
+    observability: Observability = Observability()
+    """How the run is watched."""
+    run_policy: RunPolicy = RunPolicy()
+    """How the workload is run."""
+    pod_template: PodTemplate = PodTemplate()
+    """Additions to the trainer's pod."""
+
+
+class ObjectMeta(ApiModel, extra="allow"):
+    """The metadata that is read here; the API server checks the rest."""
+
+    name: Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", min_length=1, max_length=52)] = Field(examples=["support-bot"])
+    """At most 52 characters, since pods and claims get suffixes."""
+    namespace: DnsLabel = "default"
+    """Namespace of the job and all that belongs to it."""
+    uid: str = ""
+    """Set by the API server."""
+
+
+class FineTuneJob(ApiModel):
+    """The resource."""
+
+    api_version: Literal["finetune.dev/v1alpha1"]
+    """API version."""
+    kind: Literal["FineTuneJob"]
+    """Kind."""
+    metadata: ObjectMeta
+    """Kubernetes metadata."""
+    spec: FineTuneJobSpec
+    """What to do."""
+    status: dict[str, Any] | None = None
+    """Written by the operator only."""

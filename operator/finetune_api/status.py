@@ -1,0 +1,141 @@
+"""FineTuneJob's status as the CRD describes it. Written by the operator alone, by one patch a pass."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, StringConstraints
+
+from finetune_api.model_base import ApiModel
+
+Time = Annotated[str, StringConstraints(max_length=64), Field(json_schema_extra={"format": "date-time"})]
+
+
+class ConditionStatus(ApiModel):
+    """One condition, as in metav1.Condition."""
+
+    type: str
+    """Type of the condition."""
+    status: Literal["True", "False", "Unknown"]
+    """Whether it holds."""
+    observed_generation: int
+    """metadata.generation that it was decided on."""
+    last_transition_time: Time
+    """When status changed last."""
+    reason: str
+    """One word for machines."""
+    message: str
+    """A sentence for people."""
+
+
+class PlanStatus(ApiModel):
+    """What the operator resolved."""
+
+    hash: str
+    """Hash of what decides the trained weights."""
+    method: str
+    """Method of training."""
+    objective: str
+    """Objective of training."""
+    gpus: int
+    """GPUs of the job."""
+    strategy: str
+    """How the processes share the work."""
+
+
+class WorkloadStatus(ApiModel):
+    """The object that runs the training."""
+
+    kind: str
+    """Kind of the object."""
+    name: str
+    """Name of the object."""
+    uid: str
+    """Its uid: a workload that was deleted and made again has another."""
+
+
+class ProgressStatus(ApiModel):
+    """How far the training is, as the trainer tells it."""
+
+    step: int | None = None
+    """Optimiser steps done."""
+    total_steps: int | None = None
+    """Optimiser steps of the whole run."""
+    percent: int | None = None
+    """Share of the steps done, 0 to 100."""
+    epoch: float | None = None
+    """Passes over the data done."""
+    loss: float | None = None
+    """Training loss."""
+    eval_loss: float | None = None
+    """Validation loss."""
+    learning_rate: float | None = None
+    """Learning rate."""
+    tokens_per_second: int | None = None
+    """Input tokens per second, all devices."""
+    eta_seconds: int | None = None
+    """Seconds until the last step."""
+    updated_at: Time | None = None
+    """When the trainer was asked."""
+
+
+class CheckpointStatus(ApiModel):
+    """A complete checkpoint."""
+
+    step: int
+    """Optimiser steps done."""
+    uri: str
+    """Where it is."""
+
+
+class CheckpointsStatus(ApiModel):
+    """Complete checkpoints."""
+
+    latest: CheckpointStatus | None = None
+    """The newest."""
+
+
+class ArtifactStatus(ApiModel):
+    """What came of the run."""
+
+    type: str
+    """adapter or merged."""
+    uri: str
+    """Where it is."""
+    bytes: int
+    """Size of its files."""
+    sha256: str
+    """Over its files: sha256 of the sorted lines 'sha256  path'."""
+
+
+class Status(ApiModel):
+    """What the operator observed and decided."""
+
+    phase: str | None = None
+    """One word for people."""
+    message: str | None = None
+    """What is going on, or what went wrong and the mend."""
+    observed_generation: int | None = None
+    """metadata.generation that this status speaks of."""
+    conditions: list[ConditionStatus] | None = None
+    """Validated, Ready, Progressing, Complete, Failed, Suspended."""
+    start_time: Time | None = None
+    """When the workload was first created."""
+    completion_time: Time | None = None
+    """When the job ended."""
+    plan: PlanStatus | None = None
+    """What the operator resolved."""
+    workload: WorkloadStatus | None = None
+    """The object that runs the training."""
+    progress: ProgressStatus | None = None
+    """How far the training is."""
+    checkpoints: CheckpointsStatus | None = None
+    """Complete checkpoints."""
+    restarts: int | None = None
+    """Failures that were retried and count towards runPolicy.backoffLimit, over every workload of this job."""
+    restarts_before: int | None = None
+    """Of these, the ones of workloads before the present one."""
+    preemptions: int | None = None
+    """Ends after a complete checkpoint, or by a disruption; not counted as restarts."""
+    node: str | None = None
+    """Node of the newest pod."""
+    artifacts: list[ArtifactStatus] | None = None
+    """What came of the run."""

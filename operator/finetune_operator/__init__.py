@@ -1,0 +1,1 @@
+"""The operator: FineTuneJob in, Kubernetes objects and a status out."""

@@ -1,0 +1,53 @@
+"""Names, labels and owner of everything that belongs to a FineTuneJob."""
+
+from typing import Any
+
+from finetune_api import names
+from finetune_api.spec import FineTuneJob
+from finetune_operator.plan.decide import UNBORN_UID
+
+Manifest = dict[str, Any]
+
+
+def job_name(job: FineTuneJob) -> str:
+    """Name of the Job."""
+    return job.metadata.name
+
+
+def plan_name(job: FineTuneJob) -> str:
+    """Name of the ConfigMap with the plan."""
+    return f"{job.metadata.name}-plan"
+
+
+def output_claim_name(job: FineTuneJob) -> str:
+    """Name of the claim made for the output."""
+    return f"{job.metadata.name}-output"
+
+
+def cache_claim_name(job: FineTuneJob) -> str:
+    """Name of the claim made for the model cache."""
+    return f"{job.metadata.name}-cache"
+
+
+def build_labels(job: FineTuneJob) -> dict[str, str]:
+    """Labels of every child."""
+    return {
+        names.LABEL_JOB_NAME: job.metadata.name,
+        names.LABEL_MANAGED_BY: names.FIELD_MANAGER,
+        names.LABEL_NAME: "finetune-trainer",
+    }
+
+
+def build_metadata(job: FineTuneJob, name: str, *, owned: bool = True) -> Manifest:
+    """Metadata of a child; an owned one goes when the FineTuneJob goes."""
+    metadata: Manifest = {"name": name, "namespace": job.metadata.namespace, "labels": build_labels(job)}
+    if owned:
+        owner = {
+            "apiVersion": names.API_VERSION,
+            "kind": names.KIND,
+            "name": job.metadata.name,
+            "uid": job.metadata.uid or UNBORN_UID,
+            "controller": True,
+        }
+        metadata["ownerReferences"] = [owner]
+    return metadata

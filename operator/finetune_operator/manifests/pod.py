@@ -1,0 +1,70 @@
+"""The trainer's pod."""
+
+from finetune_api import names
+from finetune_api.kubernetes import parse_duration
+from finetune_api.spec import FineTuneJob
+from finetune_operator.manifests.environment import build_environment
+from finetune_operator.manifests.metadata import Manifest, build_labels
+from finetune_operator.manifests.scheduling import build_scheduling
+from finetune_operator.manifests.volumes import build_volumes
+from finetune_operator.plan.decide import Decided
+from finetune_operator.plan.layout import Layout
+from finetune_operator.settings import Settings
+
+
+def build_pod_template(job: FineTuneJob, decided: Decided, settings: Settings, layout: Layout) -> Manifest:
+    """Conforms to Pod Security 'restricted' unless the person's own securityContext or volumes don't."""
+    template = job.spec.pod_template
+    volumes, mounts = build_volumes(job, decided, layout)
+    security = settings.security_context.model_dump(by_alias=True, exclude_none=True)
+    if template.security_context is not None:
+        security |= template.security_context.model_dump(by_alias=True, exclude_none=True)
+    pull_secrets = template.image_pull_secrets or settings.image_pull_secrets
+    pod: Manifest = {
+        "restartPolicy": "Never",
+        "terminationGracePeriodSeconds": parse_duration(settings.termination_grace_period),
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "securityContext": security,
+        **build_scheduling(job),
+        "containers": [build_container(job, decided, settings, layout) | {"volumeMounts": mounts}],
+        "volumes": volumes,
+    }
+    if template.service_account_name is not None:
+        pod["serviceAccountName"] = template.service_account_name
+    if pull_secrets:
+        pod["imagePullSecrets"] = [secret.model_dump(by_alias=True) for secret in pull_secrets]
+    metadata: Manifest = {"labels": (template.labels or {}) | build_labels(job)}
+    if template.annotations:
+        metadata["annotations"] = template.annotations
+    return {"metadata": metadata, "spec": pod}
+
+
+def build_container(job: FineTuneJob, decided: Decided, settings: Settings, layout: Layout) -> Manifest:
+    """The trainer: starts one process per GPU itself (torchrun), so that the exit code stays the trainer's."""
+    template, gpu = job.spec.pod_template, job.spec.resources.gpu
+    wanted = decided.resources
+    requests: Manifest = {"cpu": wanted.cpu, "memory": wanted.memory}
+    limits: Manifest = {"memory": wanted.memory}
+    if gpu.count:
+        requests[gpu.resource_name] = limits[gpu.resource_name] = str(gpu.count)
+    container: Manifest = {
+        "name": names.CONTAINER,
+        "image": template.image or settings.trainer_image,
+        "command": ["python", "-m", "finetune_trainer"],
+        "args": ["--plan", layout.plan_file],
+        "env": build_environment(job, layout),
+        "ports": [{"name": names.METRICS_PORT_NAME, "containerPort": decided.plan.observability.metrics_port, "protocol": "TCP"}],
+        "resources": {"requests": requests, "limits": limits},
+        "terminationMessagePath": names.TERMINATION_LOG,
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+            "readOnlyRootFilesystem": True,
+        },
+    }  # fmt: skip
+    if template.image_pull_policy is not None:
+        container["imagePullPolicy"] = template.image_pull_policy
+    if template.env_from:
+        container["envFrom"] = [source.model_dump(by_alias=True, exclude_none=True) for source in template.env_from]
+    return container

@@ -1,0 +1,74 @@
+"""Volumes of the trainer's pod and where they are mounted: one volume for each slot of the job that needs one."""
+
+from finetune_api import names
+from finetune_api.spec import FineTuneJob
+from finetune_operator.manifests.metadata import Manifest, cache_claim_name, output_claim_name, plan_name
+from finetune_operator.plan.decide import Decided
+from finetune_operator.plan.layout import Layout, Slot, parse_source
+
+
+def build_volumes(job: FineTuneJob, decided: Decided, layout: Layout) -> tuple[list[Manifest], list[Manifest]]:
+    """(volumes, mounts) of the pod."""
+    spec = job.spec
+    pairs: list[tuple[Manifest, Manifest] | None] = [
+        (
+            {"name": "plan", "configMap": {"name": plan_name(job)}},
+            {"name": "plan", "mountPath": names.PLAN_DIRECTORY, "readOnly": True},
+        ),
+        _source("model", spec.model.source, layout),
+        _source("dataset", spec.dataset.source, layout),
+        _source("validation", spec.dataset.validation.source if spec.dataset.validation else None, layout),
+        _output(job, layout),
+        _cache(job, layout),
+        (
+            {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": decided.resources.shared_memory}},
+            {"name": "shm", "mountPath": "/dev/shm"},
+        ),
+        ({"name": "tmp", "emptyDir": {}}, {"name": "tmp", "mountPath": "/tmp"}),
+    ]
+    present = [pair for pair in pairs if pair is not None]
+    volumes = [volume for volume, _ in present]
+    mounts = [mount for _, mount in present]
+    for volume in spec.pod_template.volumes or ():
+        volumes.append(volume.model_dump(by_alias=True, exclude_none=True))
+    for mount in spec.pod_template.volume_mounts or ():
+        mounts.append(mount.model_dump(by_alias=True, exclude_none=True))
+    return volumes, mounts
+
+
+def _source(slot: Slot, uri: str | None, layout: Layout) -> tuple[Manifest, Manifest] | None:
+    if uri is None:
+        return None
+    source = parse_source(uri)
+    if source.scheme == "pvc":
+        volume: Manifest = {"persistentVolumeClaim": {"claimName": source.name, "readOnly": True}}
+        path = layout.claim(slot, source.name)
+    elif source.scheme == "configMap":
+        volume = {"configMap": {"name": source.name, "items": [{"key": source.path, "path": source.path}]}}
+        path = layout.config_map(slot, source.name)
+    else:
+        return None
+    return {"name": slot} | volume, {"name": slot, "mountPath": path, "readOnly": True}
+
+
+def _output(job: FineTuneJob, layout: Layout) -> tuple[Manifest, Manifest] | None:
+    destination = job.spec.output.destination
+    if destination is None:
+        claim, path = output_claim_name(job), layout.output
+    else:
+        source = parse_source(destination)
+        if source.scheme == "file":
+            return None
+        claim, path = source.name, layout.claim("output", source.name)
+    return (
+        {"name": "output", "persistentVolumeClaim": {"claimName": claim}},
+        {"name": "output", "mountPath": path},
+    )
+
+
+def _cache(job: FineTuneJob, layout: Layout) -> tuple[Manifest, Manifest]:
+    cache = job.spec.model.cache
+    volume: Manifest = {"emptyDir": {}}
+    if cache is not None:
+        volume = {"persistentVolumeClaim": {"claimName": cache.claim_name or cache_claim_name(job)}}
+    return {"name": "cache"} | volume, {"name": "cache", "mountPath": layout.cache}

@@ -1,0 +1,1 @@
+"""Decides: (job, settings, layout) -> TrainingPlan. Pure."""
