@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from finetune_api.kubernetes import Volume, parse_quantity
+from finetune_api.kubernetes import LabelSelectorRequirement, NodeSelectorRequirement, Volume, parse_quantity
+from finetune_api.model_base import ApiModel
 from finetune_api.names import ENV_HF_TOKEN, ENV_WANDB_API_KEY, GPU_PRODUCT_LABEL, PLAN_DIRECTORY
 from finetune_api.spec import FineTuneJobSpec
 
@@ -38,14 +39,26 @@ class Rule:
     """Path below spec of the object that ``cel`` speaks of as ``self``."""
     cel: str | None = None
     """True when the rule holds. None: the API server can't know."""
+    names: str | None = None
+    """Path below spec of the field that the API server names; None: the one that ``find`` names, or ``at``."""
+
+    @property
+    def field(self) -> str:
+        """Path below spec of the field that the API server names."""
+        return self.names or (self.find.path if isinstance(self.find, _When) else self.at)
 
 
-def _when(condition: Callable[[FineTuneJobSpec], bool], path: str, value: Callable[[FineTuneJobSpec], Any]) -> Callable[[FineTuneJobSpec], Iterator[Hit]]:
-    def find(spec: FineTuneJobSpec) -> Iterator[Hit]:
-        if condition(spec):
-            yield path, value(spec)
+@dataclass(frozen=True)
+class _When:
+    """A rule that always speaks of one field."""
 
-    return find
+    condition: Callable[[FineTuneJobSpec], bool]
+    path: str
+    value: Callable[[FineTuneJobSpec], Any]
+
+    def __call__(self, spec: FineTuneJobSpec) -> Iterator[Hit]:
+        if self.condition(spec):
+            yield self.path, self.value(spec)
 
 
 def _adapter_settings(spec: FineTuneJobSpec) -> Iterator[Hit]:
@@ -140,6 +153,41 @@ def _lost_output(spec: FineTuneJobSpec) -> Iterator[Hit]:
             yield "output.destination", destination
 
 
+def _mount_duplicates(spec: FineTuneJobSpec) -> Iterator[Hit]:
+    seen = set()
+    for index, mount in enumerate(spec.pod_template.volume_mounts or ()):
+        if mount.mount_path in seen:
+            yield f"podTemplate.volumeMounts[{index}].mountPath", mount.mount_path
+        seen.add(mount.mount_path)
+
+
+def _selector_values(spec: FineTuneJobSpec) -> Iterator[Hit]:
+    affinity = spec.resources.affinity
+    for path, requirement in _requirements(affinity, "resources.affinity") if affinity else ():
+        values = requirement.values or ()
+        match requirement.operator:
+            case "In" | "NotIn":
+                fits = len(values) > 0
+            case "Exists" | "DoesNotExist":
+                fits = not values
+            case _:
+                fits = len(values) == 1 and values[0].isdecimal()
+        if not fits:
+            yield f"{path}.values", list(values)
+
+
+def _requirements(part: ApiModel, path: str) -> Iterator[tuple[str, NodeSelectorRequirement | LabelSelectorRequirement]]:
+    """Every condition on labels or fields below ``part``, with its path."""
+    for name, field in type(part).model_fields.items():
+        value = getattr(part, name)
+        for suffix, item in [(f"[{index}]", item) for index, item in enumerate(value)] if isinstance(value, list) else [("", value)]:
+            below = f"{path}.{field.alias}{suffix}"
+            if isinstance(item, NodeSelectorRequirement | LabelSelectorRequirement):
+                yield below, item
+            elif isinstance(item, ApiModel):
+                yield from _requirements(item, below)
+
+
 def _product_selector(spec: FineTuneJobSpec) -> Iterator[Hit]:
     wanted = (spec.resources.node_selector or {}).get(GPU_PRODUCT_LABEL)
     if wanted is not None and spec.resources.gpu.product not in (None, wanted):
@@ -175,14 +223,14 @@ _VOLUME_COUNT = " + ".join(f"(has(v.{field.alias}) ? 1 : 0)" for name, field in 
 RULES: tuple[Rule, ...] = (
     Rule(
         "length-once",
-        _when(lambda s: s.training.epochs is not None and s.training.max_steps is not None, "training.maxSteps", lambda s: s.training.max_steps),
+        _When(lambda s: s.training.epochs is not None and s.training.max_steps is not None, "training.maxSteps", lambda s: s.training.max_steps),
         "epochs and maxSteps exclude each other",
         "keep the one you mean",
         "training", "!(has(self.epochs) && has(self.maxSteps))",
     ),
     Rule(
         "batch-once",
-        _when(lambda s: s.training.gradient_accumulation is not None and s.training.global_batch_size is not None, "training.gradientAccumulation", lambda s: s.training.gradient_accumulation),
+        _When(lambda s: s.training.gradient_accumulation is not None and s.training.global_batch_size is not None, "training.gradientAccumulation", lambda s: s.training.gradient_accumulation),
         "gradientAccumulation follows from globalBatchSize",
         "keep the one you mean",
         "training", "!(has(self.gradientAccumulation) && has(self.globalBatchSize))",
@@ -193,31 +241,32 @@ RULES: tuple[Rule, ...] = (
         "globalBatchSize must be a multiple of perDeviceBatchSize x GPUs",
         "choose a multiple, or leave perDeviceBatchSize out",
         "", "!has(self.training.globalBatchSize) || !has(self.training.perDeviceBatchSize) || self.training.globalBatchSize % (self.training.perDeviceBatchSize * (self.resources.gpu.count > 0 ? self.resources.gpu.count : 1)) == 0",
+        names="training.globalBatchSize",
     ),
     Rule(
         "validation-one-of",
-        _when(lambda s: s.dataset.validation is not None and (s.dataset.validation.source is None) == (s.dataset.validation.fraction is None), "dataset.validation", lambda s: s.dataset.validation.model_dump(by_alias=True, exclude_none=True)),
+        _When(lambda s: s.dataset.validation is not None and (s.dataset.validation.source is None) == (s.dataset.validation.fraction is None), "dataset.validation", lambda s: s.dataset.validation.model_dump(by_alias=True, exclude_none=True)),
         "needs exactly one of source and fraction",
         "set source to a file of its own, or fraction such as 0.1",
         "dataset.validation", "has(self.source) != has(self.fraction)",
     ),
     Rule(
         "evaluation-needs-data",
-        _when(lambda s: s.evaluation.every_steps is not None and s.dataset.validation is None, "evaluation.everySteps", lambda s: s.evaluation.every_steps),
+        _When(lambda s: s.evaluation.every_steps is not None and s.dataset.validation is None, "evaluation.everySteps", lambda s: s.evaluation.every_steps),
         "there is no validation data to evaluate on",
         "set dataset.validation.fraction (such as 0.1) or dataset.validation.source",
         "", "!has(self.evaluation.everySteps) || has(self.dataset.validation)",
     ),
     Rule(
         "cache-one-of",
-        _when(lambda s: s.model.cache is not None and (s.model.cache.claim_name is None) == (s.model.cache.size is None), "model.cache", lambda s: s.model.cache.model_dump(by_alias=True, exclude_none=True)),
+        _When(lambda s: s.model.cache is not None and (s.model.cache.claim_name is None) == (s.model.cache.size is None), "model.cache", lambda s: s.model.cache.model_dump(by_alias=True, exclude_none=True)),
         "needs exactly one of claimName and size",
         "set claimName to use an existing claim, or size to make one",
         "model.cache", "has(self.claimName) != has(self.size)",
     ),
     Rule(
         "cache-class-needs-size",
-        _when(lambda s: s.model.cache is not None and s.model.cache.storage_class is not None and s.model.cache.size is None, "model.cache.storageClass", lambda s: s.model.cache.storage_class),
+        _When(lambda s: s.model.cache is not None and s.model.cache.storage_class is not None and s.model.cache.size is None, "model.cache.storageClass", lambda s: s.model.cache.storage_class),
         "storageClass is only for a claim that is made, by size",
         "set size, or drop storageClass",
         "model.cache", "!has(self.storageClass) || has(self.size)",
@@ -225,7 +274,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "model-hub-only",
         _hub_only("model", {"revision": "revision", "token_secret_ref": "tokenSecretRef"}),
-        "only hub sources (hf://) have it",
+        "revision and tokenSecretRef are for hub sources (hf://) only",
         "drop it, or use an hf:// source",
         "model", "self.source.startsWith('hf://') || (!has(self.revision) && !has(self.tokenSecretRef))",
     ),
@@ -235,80 +284,81 @@ RULES: tuple[Rule, ...] = (
         "only hub sources (hf://) have splits",
         "drop it, or use an hf:// source",
         "dataset", "self.source.startsWith('hf://') || !has(self.split)",
+        names="dataset.split",
     ),
     Rule(
         "full-has-no-adapter",
         _adapter_settings,
-        "full fine-tuning has no adapter",
+        "full fine-tuning has no adapter, so no rank, alpha, dropout or targetModules",
         "drop it, or set method.type to lora or qlora",
         "method", "self.type != 'full' || (!has(self.rank) && !has(self.alpha) && !has(self.dropout) && !has(self.targetModules))",
     ),
     Rule(
         "quantization-is-qlora",
-        _when(lambda s: s.method.quantization is not None and s.method.type != "qlora", "method.quantization", lambda s: s.method.quantization.model_dump(by_alias=True, exclude_none=True)),
+        _When(lambda s: s.method.quantization is not None and s.method.type != "qlora", "method.quantization", lambda s: s.method.quantization.model_dump(by_alias=True, exclude_none=True)),
         "only qlora trains on a quantised base",
         "set method.type to qlora, or drop quantization",
         "method", "!has(self.quantization) || self.type == 'qlora'",
     ),
     Rule(
         "all-linear-alone",
-        _when(lambda s: "all-linear" in (s.method.target_modules or ()) and len(s.method.target_modules or ()) > 1, "method.targetModules", lambda s: s.method.target_modules),
+        _When(lambda s: "all-linear" in (s.method.target_modules or ()) and len(s.method.target_modules or ()) > 1, "method.targetModules", lambda s: s.method.target_modules),
         "all-linear already names every linear module",
         "keep all-linear alone, or list the modules without it",
         "method", "!has(self.targetModules) || !('all-linear' in self.targetModules) || size(self.targetModules) == 1",
     ),
     Rule(
         "full-exports-the-model",
-        _when(lambda s: s.method.type == "full" and "adapter" in (s.output.artifacts or ()), "output.artifacts", lambda s: s.output.artifacts),
+        _When(lambda s: s.method.type == "full" and "adapter" in (s.output.artifacts or ()), "output.artifacts", lambda s: s.output.artifacts),
         "full fine-tuning makes no adapter",
         "use [merged]: the whole model",
         "", "self.method.type != 'full' || !has(self.output.artifacts) || !('adapter' in self.output.artifacts)",
     ),
     Rule(
         "artifacts-once",
-        _when(lambda s: len(set(s.output.artifacts or ())) != len(s.output.artifacts or ()), "output.artifacts", lambda s: s.output.artifacts),
+        _When(lambda s: len(set(s.output.artifacts or ())) != len(s.output.artifacts or ()), "output.artifacts", lambda s: s.output.artifacts),
         "an artifact is named twice",
         "name each once",
         "output", "!has(self.artifacts) || self.artifacts.all(a, self.artifacts.exists_one(b, a == b))",
     ),
     Rule(
         "full-float16",
-        _when(lambda s: s.method.type == "full" and s.model.dtype == "float16", "model.dtype", lambda s: s.model.dtype),
+        _When(lambda s: s.method.type == "full" and s.model.dtype == "float16", "model.dtype", lambda s: s.model.dtype),
         "float16 weights can't be trained: their gradients can't be scaled",
         "use bfloat16 or float32; precision fp16 works with float32 weights",
         "", "self.method.type != 'full' || !has(self.model.dtype) || self.model.dtype != 'float16'",
     ),
     Rule(
         "cpu-precision",
-        _when(lambda s: s.resources.gpu.count == 0 and s.training.precision in ("fp16", "tf32"), "training.precision", lambda s: s.training.precision),
+        _When(lambda s: s.resources.gpu.count == 0 and s.training.precision in ("fp16", "tf32"), "training.precision", lambda s: s.training.precision),
         "needs a GPU, and resources.gpu.count is 0",
         "use fp32 (or bf16) on a CPU",
         "", "self.resources.gpu.count > 0 || !has(self.training.precision) || !(self.training.precision in ['fp16', 'tf32'])",
     ),
     Rule(
         "cpu-attention",
-        _when(lambda s: s.resources.gpu.count == 0 and s.model.attention == "flash_attention_2", "model.attention", lambda s: s.model.attention),
+        _When(lambda s: s.resources.gpu.count == 0 and s.model.attention == "flash_attention_2", "model.attention", lambda s: s.model.attention),
         "needs a GPU, and resources.gpu.count is 0",
         "use sdpa",
         "", "self.resources.gpu.count > 0 || self.model.attention != 'flash_attention_2'",
     ),
     Rule(
         "flash-attention-dtype",
-        _when(lambda s: s.model.attention == "flash_attention_2" and s.model.dtype == "float32", "model.dtype", lambda s: s.model.dtype),
+        _When(lambda s: s.model.attention == "flash_attention_2" and s.model.dtype == "float32", "model.dtype", lambda s: s.model.dtype),
         "flash_attention_2 works in bfloat16 and float16 only",
         "use bfloat16, or attention sdpa",
         "model", "self.attention != 'flash_attention_2' || !has(self.dtype) || self.dtype != 'float32'",
     ),
     Rule(
         "cpu-optimizer",
-        _when(lambda s: s.resources.gpu.count == 0 and (s.training.optimizer or "").startswith("paged_"), "training.optimizer", lambda s: s.training.optimizer),
+        _When(lambda s: s.resources.gpu.count == 0 and (s.training.optimizer or "").startswith("paged_"), "training.optimizer", lambda s: s.training.optimizer),
         "paged optimisers page out of GPU memory, and resources.gpu.count is 0",
         "use adamw_torch",
         "", "self.resources.gpu.count > 0 || !has(self.training.optimizer) || !self.training.optimizer.startsWith('paged_')",
     ),
     Rule(
         "cpu-product",
-        _when(lambda s: s.resources.gpu.count == 0 and s.resources.gpu.product is not None, "resources.gpu.product", lambda s: s.resources.gpu.product),
+        _When(lambda s: s.resources.gpu.count == 0 and s.resources.gpu.product is not None, "resources.gpu.product", lambda s: s.resources.gpu.product),
         "names a GPU, and resources.gpu.count is 0",
         "set count, or drop product",
         "resources.gpu", "self.count > 0 || !has(self.product)",
@@ -319,6 +369,7 @@ RULES: tuple[Rule, ...] = (
         "contradicts resources.gpu.product",
         "keep one of them",
         "resources", f"!has(self.nodeSelector) || !has(self.gpu.product) || !('{GPU_PRODUCT_LABEL}' in self.nodeSelector) || self.nodeSelector['{GPU_PRODUCT_LABEL}'] == self.gpu.product",
+        names="resources.nodeSelector",
     ),
     Rule(
         "shared-memory-fits",
@@ -326,6 +377,7 @@ RULES: tuple[Rule, ...] = (
         "/dev/shm counts towards memory and is larger than it",
         "raise resources.memory, or lower sharedMemory",
         "resources", "!has(self.sharedMemory) || !has(self.memory) || quantity(string(self.sharedMemory)).compareTo(quantity(string(self.memory))) <= 0",
+        names="resources.sharedMemory",
     ),
     Rule(
         "tolerations",
@@ -333,31 +385,32 @@ RULES: tuple[Rule, ...] = (
         "the taint can't be matched so: Exists takes no value, no key needs Exists, tolerationSeconds needs effect NoExecute",
         "see Tolerations in the Kubernetes documentation",
         "resources", "!has(self.tolerations) || self.tolerations.all(t, !(has(t.operator) && t.operator == 'Exists' && has(t.value) && t.value != '') && (has(t.key) || (has(t.operator) && t.operator == 'Exists')) && (!has(t.tolerationSeconds) || (has(t.effect) && t.effect == 'NoExecute')))",
+        names="resources.tolerations",
     ),
     Rule(
         "text-has-no-response",
-        _when(lambda s: s.dataset.format == "text" and s.objective.response_only is True, "objective.responseOnly", lambda s: True),
+        _When(lambda s: s.dataset.format == "text" and s.objective.response_only is True, "objective.responseOnly", lambda s: True),
         "rows of format text have no response to train on",
         "set responseOnly to false, or use a format with responses",
         "", "self.dataset.format != 'text' || !has(self.objective.responseOnly) || !self.objective.responseOnly",
     ),
     Rule(
         "wandb-needs-secret",
-        _when(lambda s: "wandb" in (s.observability.trackers or ()) and s.observability.wandb_secret_ref is None, "observability.wandbSecretRef", lambda s: None),
+        _When(lambda s: "wandb" in (s.observability.trackers or ()) and s.observability.wandb_secret_ref is None, "observability.wandbSecretRef", lambda s: None),
         "the wandb tracker needs an API key",
         "set wandbSecretRef: {name: wandb, key: api-key} and make that Secret",
         "observability", "!has(self.trackers) || !('wandb' in self.trackers) || has(self.wandbSecretRef)",
     ),
     Rule(
         "secret-needs-wandb",
-        _when(lambda s: s.observability.wandb_secret_ref is not None and "wandb" not in (s.observability.trackers or ()), "observability.wandbSecretRef", lambda s: s.observability.wandb_secret_ref.name),
+        _When(lambda s: s.observability.wandb_secret_ref is not None and "wandb" not in (s.observability.trackers or ()), "observability.wandbSecretRef", lambda s: s.observability.wandb_secret_ref.name),
         "nothing uses it",
         "add wandb to observability.trackers, or drop it",
         "observability", "!has(self.wandbSecretRef) || (has(self.trackers) && 'wandb' in self.trackers)",
     ),
     Rule(
         "output-volume-or-destination",
-        _when(lambda s: s.output.volume is not None and s.output.destination is not None, "output.volume", lambda s: s.output.volume.model_dump(by_alias=True, exclude_none=True)),
+        _When(lambda s: s.output.volume is not None and s.output.destination is not None, "output.volume", lambda s: s.output.volume.model_dump(by_alias=True, exclude_none=True)),
         "describes the claim that is made when destination is absent",
         "drop volume, or drop destination",
         "output", "!(has(self.volume) && has(self.destination))",
@@ -368,6 +421,7 @@ RULES: tuple[Rule, ...] = (
         "is no volume: the result would be lost with the pod",
         "use pvc://claim/path, or mount a volume there by podTemplate.volumeMounts",
         "", "!has(self.output.destination) || !self.output.destination.startsWith('file://') || (has(self.podTemplate.volumeMounts) && self.podTemplate.volumeMounts.exists(m, (self.output.destination + '/').startsWith('file://' + m.mountPath + '/')))",
+        names="output.destination",
     ),
     Rule(
         "env-reserved",
@@ -375,6 +429,7 @@ RULES: tuple[Rule, ...] = (
         f"names with the prefix {RESERVED_ENV_PREFIX} are the operator's",
         "choose another name",
         "podTemplate", _ENV + f"self.env.all(e, !e.name.startsWith('{RESERVED_ENV_PREFIX}'))",
+        names="podTemplate.env",
     ),
     Rule(
         "env-plain-secret",
@@ -382,6 +437,7 @@ RULES: tuple[Rule, ...] = (
         "a secret must not stand here in plain text",
         "use valueFrom.secretKeyRef (or model.tokenSecretRef, observability.wandbSecretRef)",
         "podTemplate", _ENV + "self.env.all(e, !has(e.value) || e.value == '' || !(" + " || ".join(f"e.name.upperAscii().contains('{mark}')" for mark in SECRET_ENV_MARKS) + "))",
+        names="podTemplate.env",
     ),
     Rule(
         "env-one-of",
@@ -389,6 +445,7 @@ RULES: tuple[Rule, ...] = (
         "needs exactly one of value and one reference in valueFrom",
         "keep the one you mean",
         "podTemplate", _ENV + "self.env.all(e, !(has(e.value) && has(e.valueFrom)) && (!has(e.valueFrom) || (has(e.valueFrom.secretKeyRef) ? 1 : 0) + (has(e.valueFrom.configMapKeyRef) ? 1 : 0) + (has(e.valueFrom.fieldRef) ? 1 : 0) + (has(e.valueFrom.resourceFieldRef) ? 1 : 0) == 1))",
+        names="podTemplate.env",
     ),
     Rule(
         "env-once",
@@ -396,6 +453,7 @@ RULES: tuple[Rule, ...] = (
         "the variable is set twice",
         "keep one",
         "podTemplate", _ENV + "self.env.all(e, self.env.exists_one(f, f.name == e.name))",
+        names="podTemplate.env",
     ),
     Rule(
         "env-from-one-of",
@@ -403,6 +461,7 @@ RULES: tuple[Rule, ...] = (
         "needs exactly one of configMapRef and secretRef",
         "make two entries of it",
         "podTemplate", "!has(self.envFrom) || self.envFrom.all(e, has(e.configMapRef) != has(e.secretRef))",
+        names="podTemplate.envFrom",
     ),
     Rule(
         "volume-one-of",
@@ -410,6 +469,7 @@ RULES: tuple[Rule, ...] = (
         "needs exactly one volume source",
         "set one, such as persistentVolumeClaim: {claimName: data}",
         "podTemplate", f"!has(self.volumes) || self.volumes.all(v, {_VOLUME_COUNT} == 1)",
+        names="podTemplate.volumes",
     ),
     Rule(
         "volume-names",
@@ -417,6 +477,7 @@ RULES: tuple[Rule, ...] = (
         "the volume's name is taken (twice in the list, or the operator's own: " + ", ".join(sorted(RESERVED_VOLUMES)) + ")",
         "choose another name",
         "podTemplate", f"!has(self.volumes) || self.volumes.all(v, !(v.name in {sorted(RESERVED_VOLUMES)}) && self.volumes.exists_one(w, w.name == v.name))",
+        names="podTemplate.volumes",
     ),
     Rule(
         "mount-known",
@@ -424,6 +485,7 @@ RULES: tuple[Rule, ...] = (
         "podTemplate.volumes has no volume of that name",
         "add the volume, or mend the name",
         "podTemplate", "!has(self.volumeMounts) || self.volumeMounts.all(m, has(self.volumes) && self.volumes.exists(v, v.name == m.name))",
+        names="podTemplate.volumeMounts",
     ),
     Rule(
         "mount-reserved",
@@ -431,5 +493,27 @@ RULES: tuple[Rule, ...] = (
         "the path is the operator's own (" + ", ".join(RESERVED_MOUNTS) + ")",
         "mount it elsewhere",
         "podTemplate", "!has(self.volumeMounts) || self.volumeMounts.all(m, " + " && ".join(f"!((m.mountPath + '/').startsWith('{path}/') || '{path}/'.startsWith(m.mountPath.endsWith('/') ? m.mountPath : m.mountPath + '/'))" for path in RESERVED_MOUNTS) + ")",
+        names="podTemplate.volumeMounts",
+    ),
+    Rule(
+        "mount-once",
+        _mount_duplicates,
+        "two volumes are mounted at one path",
+        "choose another path for one of them",
+        "podTemplate", "!has(self.volumeMounts) || self.volumeMounts.all(m, self.volumeMounts.exists_one(n, n.mountPath == m.mountPath))",
+        names="podTemplate.volumeMounts",
+    ),
+    Rule(
+        "seccomp-profile",
+        _When(lambda s: (context := s.pod_template.security_context) is not None and (profile := context.seccomp_profile) is not None and (profile.type == "Localhost") != bool(profile.localhost_profile), "podTemplate.securityContext.seccompProfile", lambda s: s.pod_template.security_context.seccomp_profile.model_dump(by_alias=True, exclude_none=True)),
+        "localhostProfile belongs to type Localhost, and to no other",
+        "set both, or drop localhostProfile",
+        "podTemplate.securityContext.seccompProfile", "(self.type == 'Localhost') == (has(self.localhostProfile) && self.localhostProfile != '')",
+    ),
+    Rule(
+        "selector-values",
+        _selector_values,
+        "In and NotIn need values, Exists and DoesNotExist take none, Gt and Lt take one whole number",
+        "mend values, or choose another operator",
     ),
 )  # fmt: skip

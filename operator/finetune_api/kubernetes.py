@@ -11,16 +11,24 @@ QUANTITY_PATTERN = r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?$"
 DURATION_PATTERN = r"^([0-9]+(h|m|s))+$"
 DNS_LABEL_PATTERN = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
 DNS_SUBDOMAIN_PATTERN = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$"
-LABEL_KEY_PATTERN = r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$"
+_PREFIX = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*/"
+_QUALIFIED = r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
+LABEL_KEY_PATTERN = f"^({_PREFIX})?{_QUALIFIED}$"
 LABEL_VALUE_PATTERN = r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$"
 ENV_NAME_PATTERN = r"^[-._a-zA-Z][-._a-zA-Z0-9]*$"
-RESOURCE_NAME_PATTERN = r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$"
+SECRET_KEY_PATTERN = r"^[-._a-zA-Z0-9]+$"
+ABSOLUTE_PATH_PATTERN = r"^(/[^:/]+)*/?$"
+FIELD_PATH_PATTERN = r"^(metadata\.(name|namespace|uid|(labels|annotations)\['[^']{1,317}'\])|spec\.(nodeName|serviceAccountName)|status\.(hostIP|hostIPs|podIP|podIPs))$"
+RESOURCE_NAME_PATTERN = f"^{_PREFIX}{_QUALIFIED}$"
 
+INT32_MAX = 2_147_483_647
+
+# An int or a string, as the API server takes it; a float such as 0.5 has to be quoted.
 Quantity = Annotated[
     str,
-    BeforeValidator(lambda value: str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value),
-    StringConstraints(pattern=QUANTITY_PATTERN),
-    WithJsonSchema({"x-kubernetes-int-or-string": True, "pattern": QUANTITY_PATTERN, "anyOf": [{"type": "integer"}, {"type": "string"}]}),
+    BeforeValidator(lambda value: str(value) if isinstance(value, int) and not isinstance(value, bool) else value),
+    StringConstraints(pattern=QUANTITY_PATTERN, max_length=32),
+    WithJsonSchema({"x-kubernetes-int-or-string": True, "pattern": QUANTITY_PATTERN, "maxLength": 32, "minimum": 0}),
 ]  # fmt: skip
 Duration = Annotated[str, StringConstraints(pattern=DURATION_PATTERN, max_length=32)]
 DnsLabel = Annotated[str, StringConstraints(pattern=DNS_LABEL_PATTERN, min_length=1, max_length=63)]
@@ -28,8 +36,8 @@ DnsSubdomain = Annotated[str, StringConstraints(pattern=DNS_SUBDOMAIN_PATTERN, m
 LabelKey = Annotated[str, StringConstraints(pattern=LABEL_KEY_PATTERN, min_length=1, max_length=317)]
 LabelValue = Annotated[str, StringConstraints(pattern=LABEL_VALUE_PATTERN, max_length=63)]
 EnvName = Annotated[str, StringConstraints(pattern=ENV_NAME_PATTERN, min_length=1, max_length=253)]
-SecretKey = Annotated[str, StringConstraints(pattern=r"^[-._a-zA-Z0-9]+$", min_length=1, max_length=253)]
-AbsolutePath = Annotated[str, StringConstraints(pattern=r"^/[^:]*$", max_length=1024)]
+SecretKey = Annotated[str, StringConstraints(pattern=SECRET_KEY_PATTERN, min_length=1, max_length=253)]
+AbsolutePath = Annotated[str, StringConstraints(pattern=ABSOLUTE_PATH_PATTERN, min_length=1, max_length=1024)]
 Labels = Annotated[dict[LabelKey, LabelValue], Field(max_length=64)]
 
 _SCALE = {"": 1, "m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "E": 1e18} | {
@@ -90,16 +98,16 @@ class SecretKeySelector(ConfigMapKeySelector):
 class ObjectFieldSelector(ApiModel):
     """A field of the pod."""
 
-    field_path: Annotated[str, StringConstraints(min_length=1, max_length=253)]
+    field_path: Annotated[str, StringConstraints(pattern=FIELD_PATH_PATTERN, max_length=400)] = Field(examples=["spec.nodeName"])
     """Path of the field, such as metadata.name."""
-    api_version: Annotated[str, StringConstraints(max_length=32)] | None = None
+    api_version: Literal["v1"] | None = None
     """Version of the path's schema."""
 
 
 class ResourceFieldSelector(ApiModel):
     """A resource of the container."""
 
-    resource: Annotated[str, StringConstraints(min_length=1, max_length=253)]
+    resource: Literal["limits.cpu", "limits.memory", "limits.ephemeral-storage", "requests.cpu", "requests.memory", "requests.ephemeral-storage"]
     """Such as limits.cpu."""
     container_name: DnsLabel | None = None
     """Container; the trainer when absent."""
@@ -153,7 +161,7 @@ class Toleration(ApiModel):
     """Value of the taint, with operator Equal."""
     effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
     """Effect of the taint; absent: every effect."""
-    toleration_seconds: Annotated[int, Field(ge=0)] | None = None
+    toleration_seconds: Annotated[int, Field(ge=0, le=INT32_MAX)] | None = None
     """How long a NoExecute taint is tolerated; absent: for ever."""
 
 
@@ -306,17 +314,17 @@ class SeccompProfile(ApiModel):
 class PodSecurityContext(ApiModel):
     """Security of the pod; what is absent keeps the operator's restricted default."""
 
-    run_as_user: Annotated[int, Field(ge=0)] | None = None
+    run_as_user: Annotated[int, Field(ge=0, le=INT32_MAX)] | None = None
     """User id."""
-    run_as_group: Annotated[int, Field(ge=0)] | None = None
+    run_as_group: Annotated[int, Field(ge=0, le=INT32_MAX)] | None = None
     """Group id."""
     run_as_non_root: bool | None = None
     """Refuse to run as root."""
-    fs_group: Annotated[int, Field(ge=0)] | None = None
+    fs_group: Annotated[int, Field(ge=0, le=INT32_MAX)] | None = None
     """Group that owns the volumes."""
     fs_group_change_policy: Literal["OnRootMismatch", "Always"] | None = None
     """When the volumes' owner is changed."""
-    supplemental_groups: Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=64)] | None = None
+    supplemental_groups: Annotated[list[Annotated[int, Field(ge=0, le=INT32_MAX)]], Field(max_length=64)] | None = None
     """More groups."""
     seccomp_profile: SeccompProfile | None = None
     """Seccomp profile."""

@@ -30,13 +30,14 @@ from finetune_api.model_base import ApiModel
 from finetune_api.names import GPU_RESOURCE
 from finetune_api.plan import Artifact, DatasetFormat, Dtype, MethodType, Tracker
 
-_CLAIM = r"pvc://[a-z0-9]([-a-z0-9.]*[a-z0-9])?(/[^\s:]*)?"
+_CLAIM = r"pvc://[a-z0-9]([-a-z0-9.]*[a-z0-9])?(/[^\x00-\x20:]*)?"
 _HUB = r"hf://[A-Za-z0-9][-A-Za-z0-9_.]*/[A-Za-z0-9][-A-Za-z0-9_.]*"
-_FILE = r"file:///[^\s:]+"
-_PACKAGE = r"package://[A-Za-z0-9][-A-Za-z0-9_.]*/[^\s:]+"
+_FILE = r"file:///[^\x00-\x20:]+"
+_PACKAGE = r"package://[A-Za-z0-9][-A-Za-z0-9_.]*/[^\x00-\x20:]+"
 _CONFIG_MAP = r"configMap://[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[-._a-zA-Z0-9]+"
 MODEL_SOURCE_PATTERN = f"^({_HUB}|{_CLAIM}|{_FILE}|{_PACKAGE})$"
 DATASET_SOURCE_PATTERN = f"^({_HUB}|{_CLAIM}|{_FILE}|{_PACKAGE}|{_CONFIG_MAP})$"
+IMAGE_PATTERN = r"^[^\x00-\x20]+$"
 DESTINATION_PATTERN = f"^({_CLAIM}|{_FILE})$"
 
 ModelSource = Annotated[str, StringConstraints(pattern=MODEL_SOURCE_PATTERN, max_length=1024)]
@@ -283,7 +284,7 @@ class RunPolicy(ApiModel):
 class PodTemplate(ApiModel):
     """Additions to the trainer's pod."""
 
-    image: Annotated[str, StringConstraints(pattern=r"^[^\s]+$", min_length=1, max_length=512)] | None = Field(default=None, examples=["registry.example.com/finetune-trainer:0.1.0"])
+    image: Annotated[str, StringConstraints(pattern=IMAGE_PATTERN, min_length=1, max_length=512)] | None = Field(default=None, examples=["registry.example.com/finetune-trainer:0.1.0"])
     """Trainer image; the platform's when absent."""
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = Field(default=None, examples=["IfNotPresent"])
     """When the image is pulled; Kubernetes' default when absent."""
@@ -345,6 +346,10 @@ class ObjectMeta(ApiModel, extra="allow"):
     """Namespace of the job and all that belongs to it."""
     uid: str = ""
     """Set by the API server."""
+    labels: dict[str, str] | None = None
+    """Labels of the FineTuneJob."""
+    annotations: dict[str, str] | None = None
+    """Annotations of the FineTuneJob."""
 
 
 class FineTuneJob(ApiModel):

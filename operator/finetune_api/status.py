@@ -50,6 +50,10 @@ class WorkloadStatus(ApiModel):
     """Name of the object."""
     uid: str
     """Its uid: a workload that was deleted and made again has another."""
+    restarts_before: int
+    """Restarts of the workloads before this one; what is left of backoffLimit goes on from here."""
+    preemptions_before: int
+    """Preemptions of the workloads before this one."""
 
 
 class ProgressStatus(ApiModel):
@@ -131,8 +135,6 @@ class Status(ApiModel):
     """Complete checkpoints."""
     restarts: int | None = None
     """Failures that were retried and count towards runPolicy.backoffLimit, over every workload of this job."""
-    restarts_before: int | None = None
-    """Of these, the ones of workloads before the present one."""
     preemptions: int | None = None
     """Ends after a complete checkpoint, or by a disruption; not counted as restarts."""
     node: str | None = None

@@ -1,0 +1,1 @@
+"""Gathers one immutable snapshot of what is."""

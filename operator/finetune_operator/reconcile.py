@@ -1,0 +1,108 @@
+"""One pass over one FineTuneJob: gather, decide, do, report."""
+
+from finetune_api.errors import InvalidFineTuneJob, Problem
+from finetune_api.kubernetes import parse_duration
+from finetune_api.spec import FineTuneJob
+from finetune_operator.cluster.client import Cluster
+from finetune_operator.cluster.errors import Forbidden, Invalid
+from finetune_operator.intent import Intent, decide_intent
+from finetune_operator.manifests.build import build_manifests
+from finetune_operator.manifests.metadata import Manifest
+from finetune_operator.observe.gather import decide_children, gather_snapshot
+from finetune_operator.observe.progress import ProgressPoller
+from finetune_operator.observe.snapshot import Snapshot
+from finetune_operator.plan.decide import Decided, decide_plan
+from finetune_operator.plan.layout import ContainerLayout
+from finetune_operator.queue import Key
+from finetune_operator.settings import Settings
+from finetune_operator.spec.parse import parse_finetunejob
+from finetune_operator.status.decide import decide_status
+from finetune_operator.status.events import decide_events
+from finetune_operator.status.stage import Stage, decide_stage, is_finished
+
+# Seconds until what stands in the way is looked at again; nothing tells when it is gone.
+OBSTACLE_SECONDS = 5.0
+REFUSAL_SECONDS = 60.0
+
+
+class Reconciler:
+    """Level-triggered: a pass needs nothing but the key, and may be cut off anywhere and repeated."""
+
+    def __init__(self, cluster: Cluster, settings: Settings) -> None:
+        self._cluster = cluster
+        self._settings = settings
+        self._layout = ContainerLayout()
+        self._progress_seconds = parse_duration(settings.progress_interval)
+        self._poller = ProgressPoller(self._progress_seconds)
+
+    def reconcile(self, key: Key) -> float | None:
+        """One pass. Returns the seconds after which time alone asks for another; None: only a change does.
+
+        :raises ApiError: a request failed; the pass is to be repeated.
+        """
+        finetunejob = self._cluster.fetch_finetunejob(*key)
+        if finetunejob is None or "deletionTimestamp" in finetunejob["metadata"] or _is_settled(finetunejob):
+            return None
+        try:
+            job = parse_finetunejob(finetunejob)
+        except InvalidFineTuneJob as error:
+            return self._refuse(finetunejob, error.problems)
+        decided = decide_plan(job, self._settings, self._layout)
+        restarts = (finetunejob.get("status") or {}).get("restarts", 0)
+        manifests = build_manifests(job, decided, self._settings, self._layout, restarts)
+        snapshot = self._gather(finetunejob, decided, manifests)
+        intent = Intent() if is_finished(snapshot.status) and snapshot.workload is None else decide_intent(snapshot, manifests)
+        refusal = self._carry_out(intent, snapshot)
+        if intent.apply and refusal is None:
+            snapshot = self._gather(finetunejob, decided, manifests)
+        stage = decide_stage(snapshot, [], intent.obstacle, refusal)
+        self._report(snapshot, stage, job, decided)
+        return self._look_again(snapshot, stage, intent, refusal)
+
+    def _gather(self, finetunejob: Manifest, decided: Decided, manifests: list[Manifest]) -> Snapshot:
+        port = decided.plan.observability.metrics_port
+        return gather_snapshot(self._cluster, self._poller, finetunejob, decide_children(manifests), port)
+
+    def _refuse(self, finetunejob: Manifest, problems: list[Problem]) -> None:
+        snapshot = gather_snapshot(self._cluster, self._poller, finetunejob, [], 0)
+        self._report(snapshot, decide_stage(snapshot, problems, None, None), None, None)
+
+    def _carry_out(self, intent: Intent, snapshot: Snapshot) -> str | None:
+        """Returns the API server's words when it refused for good."""
+        metadata = snapshot.finetunejob["metadata"]
+        try:
+            for old in intent.delete:
+                self._cluster.delete(old["kind"], metadata["namespace"], old["metadata"]["name"], old["metadata"]["uid"])
+            for manifest in intent.apply:
+                self._cluster.apply(manifest)
+            if intent.workload_patch:
+                patch = {"spec": intent.workload_patch}
+                self._cluster.merge_patch("Job", metadata["namespace"], metadata["name"], patch)
+        except (Forbidden, Invalid) as error:
+            return str(error)
+        return None
+
+    def _report(self, snapshot: Snapshot, stage: Stage, job: FineTuneJob | None, decided: Decided | None) -> None:
+        """Events first: a pass that dies in between posts them again, and the API server knows them by their name."""
+        status = decide_status(snapshot, stage, job, decided)
+        if status == snapshot.status:
+            return
+        for event in decide_events(stage, snapshot.status, status):
+            self._cluster.create_event(snapshot.finetunejob, event.type, event.reason, event.message)
+        metadata = snapshot.finetunejob["metadata"]
+        self._cluster.replace_status(metadata["namespace"], metadata["name"], metadata["resourceVersion"], status)
+
+    def _look_again(self, snapshot: Snapshot, stage: Stage, intent: Intent, refusal: str | None) -> float | None:
+        if refusal is not None:
+            return REFUSAL_SECONDS
+        if intent.obstacle is not None:
+            return OBSTACLE_SECONDS
+        if snapshot.newest_pod is not None and snapshot.newest_pod.running:
+            return float(self._progress_seconds)
+        return stage.look_again_seconds
+
+
+def _is_settled(finetunejob: Manifest) -> bool:
+    """Nothing is left to do or to say: the end is written down for this very spec."""
+    status = finetunejob.get("status") or {}
+    return is_finished(status) and status.get("observedGeneration") == finetunejob["metadata"]["generation"]

@@ -1,0 +1,1 @@
+"""Decides: snapshot -> status. Pure."""

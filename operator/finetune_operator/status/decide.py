@@ -1,0 +1,122 @@
+"""The whole status of a FineTuneJob, from the snapshot and the stage. Pure."""
+
+from typing import Any
+
+from finetune_api.names import Phase, Reason
+from finetune_api.spec import FineTuneJob
+from finetune_operator.manifests.metadata import output_claim_name
+from finetune_operator.observe.snapshot import Manifest, Snapshot, Workload
+from finetune_operator.plan.decide import Decided
+from finetune_operator.status.conditions import decide_conditions, format_time
+from finetune_operator.status.stage import RUNNING_PHASES, Stage
+
+
+def decide_status(snapshot: Snapshot, stage: Stage, job: FineTuneJob | None, decided: Decided | None) -> Manifest:
+    """``job`` and ``decided`` are None when the spec is invalid. What earlier passes wrote and this one doesn't know
+    better is kept: pods and workloads go, their story stays."""
+    before, generation = snapshot.status, snapshot.finetunejob["metadata"]["generation"]
+    status: Manifest = {key: before[key] for key in KEPT if key in before}
+    status["phase"] = stage.phase
+    status["message"] = stage.message
+    status["observedGeneration"] = generation
+    status["conditions"] = decide_conditions(stage, before.get("conditions", []), generation, snapshot.now)
+    if decided is not None and job is not None and "workload" not in before:  # what started is what counts
+        status["plan"] = {
+            "hash": decided.plan.training_hash(),
+            "method": decided.plan.method.type,
+            "objective": decided.plan.objective.type,
+            "gpus": job.spec.resources.gpu.count,
+            "strategy": decided.plan.parallelism.strategy,
+        }
+    if snapshot.own_workload is not None:
+        _add_workload(status, snapshot, snapshot.own_workload)
+    _add_progress(status, snapshot, stage)
+    if job is not None and decided is not None:
+        _add_result(status, snapshot, stage, job, decided)
+    if stage.phase in (Phase.SUCCEEDED, Phase.FAILED) and stage.reason != Reason.INVALID_SPEC:
+        status.setdefault("completionTime", format_time(snapshot.now))
+    return status
+
+
+KEPT = ("startTime", "completionTime", "plan", "workload", "progress", "checkpoints", "restarts", "preemptions", "node", "artifacts")
+
+
+def _add_workload(status: Manifest, snapshot: Snapshot, workload: Workload) -> None:
+    before = snapshot.status
+    known = before.get("workload", {})
+    if known.get("uid") == workload.uid:
+        bases = known["restartsBefore"], known["preemptionsBefore"]
+    else:
+        bases = before.get("restarts", 0), before.get("preemptions", 0)
+    status["workload"] = {"kind": "Job", "name": workload.name, "uid": workload.uid, "restartsBefore": bases[0], "preemptionsBefore": bases[1]}
+    # The failure that ended the job was not followed by a restart.
+    failures = workload.failed - (1 if workload.finished == "Failed" and workload.failed else 0)
+    preempted = sum(pod.preempted for pod in snapshot.pods)
+    # Pods are collected as garbage, and counts must not fall with them.
+    status["restarts"] = max(before.get("restarts", 0), bases[0] + failures)
+    status["preemptions"] = max(before.get("preemptions", 0), bases[1] + preempted)
+    status.setdefault("startTime", format_time(snapshot.now))
+    if snapshot.newest_pod is not None and snapshot.newest_pod.node is not None:
+        status["node"] = snapshot.newest_pod.node
+
+
+def _add_progress(status: Manifest, snapshot: Snapshot, stage: Stage) -> None:
+    told = snapshot.progress
+    if told is not None and stage.phase in RUNNING_PHASES:
+        news = _number_fields(told.step, told.total_steps, told.loss, told.eval_loss, told.tokens_per_second)
+        news |= {"epoch": round(told.epoch, 2), "learningRate": _round(told.learning_rate), "etaSeconds": _whole(told.eta_seconds)}
+        _replace_progress(status, news, snapshot)
+
+
+def _add_result(status: Manifest, snapshot: Snapshot, stage: Stage, job: FineTuneJob, decided: Decided) -> None:
+    """What the trainer said of itself, now or in its last words."""
+    root = decided.plan.output.directory
+    destination = job.spec.output.destination or f"pvc://{output_claim_name(job)}"
+
+    def uri(path: str) -> str:
+        return destination.rstrip("/") + path.removeprefix(root)
+
+    told = snapshot.progress
+    saved = told.checkpoint_step if told is not None else None
+    words = snapshot.newest_pod.termination if snapshot.newest_pod is not None else None
+    if words is not None:
+        saved = words.checkpoint_step
+        if stage.phase in (Phase.SUCCEEDED, Phase.FAILED):
+            news = _number_fields(words.step, words.total_steps, words.loss, words.eval_loss, words.tokens_per_second)
+            kept = {key: value for key, value in status.get("progress", {}).items() if key in ("epoch", "learningRate")}
+            _replace_progress(status, kept | news, snapshot)
+        if words.artifacts:
+            status["artifacts"] = [
+                {"type": artifact.type, "uri": uri(artifact.path), "bytes": artifact.bytes, "sha256": artifact.sha256}
+                for artifact in words.artifacts
+            ]
+    if saved is not None:
+        directory = f"{uri(decided.plan.checkpoint.directory)}/checkpoint-{saved}"
+        status["checkpoints"] = {"latest": {"step": saved, "uri": directory}}
+
+
+def _replace_progress(status: Manifest, news: Manifest, snapshot: Snapshot) -> None:
+    """New figures get a new time; the same figures are no news, and cost no write."""
+    news = {key: value for key, value in news.items() if value is not None}
+    old = {key: value for key, value in status.get("progress", {}).items() if key != "updatedAt"}
+    if news != old:
+        status["progress"] = news | {"updatedAt": format_time(snapshot.now)}
+
+
+def _number_fields(step: int, total: int, loss: float | None, eval_loss: float | None, speed: float | None) -> Manifest:
+    return {
+        "step": step,
+        "totalSteps": total,
+        "percent": 100 * step // total if total else 0,
+        "loss": _round(loss),
+        "evalLoss": _round(eval_loss),
+        "tokensPerSecond": _whole(speed),
+    }
+
+
+def _round(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.4g}")
+
+
+def _whole(value: Any) -> int | None:
+    return None if value is None else int(value)

@@ -1,0 +1,164 @@
+"""Where a FineTuneJob stands: one phase, one reason, one message. The first policy that has an answer decides."""
+
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+
+from finetune_api.errors import Problem
+from finetune_api.exit_codes import Retry, parse_exit_code
+from finetune_api.names import Condition, Phase, Reason
+from finetune_operator.intent import Obstacle
+from finetune_operator.observe.snapshot import Manifest, Pod, Snapshot
+
+# A pod is unschedulable for a moment while its claims are bound; people only want to know when it lasts.
+UNSCHEDULABLE_GRACE = timedelta(seconds=15)
+
+PHASE_OF_STAGE = {
+    "preparing": Phase.PREPARING,
+    "training": Phase.RUNNING,
+    "checkpointing": Phase.CHECKPOINTING,
+    "evaluating": Phase.EVALUATING,
+    "exporting": Phase.EXPORTING,
+    "done": Phase.EXPORTING,
+}
+RUNNING_PHASES = frozenset(PHASE_OF_STAGE.values())
+IMAGE_REASONS = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"})
+CONFIG_REASONS = frozenset({"CreateContainerConfigError", "CreateContainerError"})
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Phase, reason and message, used verbatim for status, conditions and Events."""
+
+    phase: str
+    reason: str
+    message: str
+    look_again_seconds: float | None = None
+    """When time alone changes the answer."""
+
+
+def decide_stage(snapshot: Snapshot, problems: list[Problem], obstacle: Obstacle | None, refusal: str | None) -> Stage:
+    """``refusal``: the API server's words when it refused a child for good (quota, admission policy)."""
+    if end := _decide_recorded_end(snapshot) or _decide_end(snapshot):
+        return end
+    if problems:
+        return Stage(Phase.FAILED, Reason.INVALID_SPEC, "; ".join(map(str, problems)))
+    if refusal is not None:
+        return Stage(Phase.PENDING, Reason.REFUSED, refusal)
+    if obstacle is not None:
+        return Stage(Phase.PENDING, obstacle.reason, obstacle.message)
+    return _decide_suspended(snapshot) or _decide_running(snapshot)
+
+
+def is_finished(status: Manifest) -> bool:
+    """Whether the job's end is written down. It is never run again, whatever becomes of its children.
+
+    An invalid spec is no end: nothing ran yet, and a mended spec is run.
+    """
+    return is_true(status, Condition.COMPLETE) or (is_true(status, Condition.FAILED) and is_true(status, Condition.VALIDATED))
+
+
+def _decide_recorded_end(snapshot: Snapshot) -> Stage | None:
+    status = snapshot.status
+    if not is_finished(status):
+        return None
+    type_ = Condition.COMPLETE if is_true(status, Condition.COMPLETE) else Condition.FAILED
+    reason = next(condition["reason"] for condition in status["conditions"] if condition["type"] == type_)
+    return Stage(status["phase"], reason, status["message"])
+
+
+def _decide_end(snapshot: Snapshot) -> Stage | None:
+    workload = snapshot.own_workload
+    if workload is None or workload.finished is None:
+        return None
+    if workload.finished == "Complete":
+        return Stage(Phase.SUCCEEDED, Reason.SUCCEEDED, _last_words(snapshot.newest_pod) or "The model is trained.")
+    if workload.reason == "DeadlineExceeded":
+        return Stage(Phase.FAILED, Reason.DEADLINE_EXCEEDED, "Active for longer than runPolicy.activeDeadline.")
+    ended = [pod for pod in snapshot.pods if pod.exit_code not in (None, 0)]
+    if not ended:
+        return Stage(Phase.FAILED, workload.reason or Reason.BACKOFF_LIMIT_EXCEEDED, workload.message)
+    words = describe_exit(ended[-1])
+    if workload.reason == "PodFailurePolicy":
+        return Stage(Phase.FAILED, parse_exit_code(ended[-1].exit_code or 0).reason, words)
+    return Stage(Phase.FAILED, Reason.BACKOFF_LIMIT_EXCEEDED, f"Failed more often than runPolicy.backoffLimit allows; the last time: {words}")  # fmt: skip
+
+
+def _decide_suspended(snapshot: Snapshot) -> Stage | None:
+    if not snapshot.finetunejob["spec"].get("runPolicy", {}).get("suspend"):
+        return None
+    return Stage(Phase.SUSPENDED, Reason.SUSPENDED, "Suspended; set runPolicy.suspend to false to go on from the last checkpoint.")  # fmt: skip
+
+
+def _decide_running(snapshot: Snapshot) -> Stage:
+    pod = snapshot.newest_pod
+    created = Stage(Phase.PENDING, Reason.CREATED, "The workload is created; its pod is not there yet.")
+    if pod is None:
+        return created
+    if pod.exit_code is not None:
+        return _decide_between_pods(snapshot, pod)
+    if pod.running:
+        return _decide_training(snapshot)
+    if pod.unschedulable is not None:
+        lasting = snapshot.now - datetime.fromisoformat(pod.unschedulable_since or "") - UNSCHEDULABLE_GRACE
+        if lasting >= timedelta(0):
+            return Stage(Phase.PENDING, Reason.UNSCHEDULABLE, f"No node fits: {pod.unschedulable}")
+        return replace(created, look_again_seconds=1 - lasting.total_seconds())
+    if pod.waiting_reason in IMAGE_REASONS:
+        return Stage(Phase.PENDING, Reason.IMAGE_PULL, pod.waiting_message or f"The image can't be pulled: {pod.waiting_reason}")  # fmt: skip
+    if pod.waiting_reason in CONFIG_REASONS:
+        return Stage(Phase.PENDING, Reason.CONTAINER_CONFIG, f"{pod.waiting_reason}: {pod.waiting_message}")
+    return created
+
+
+def _decide_between_pods(snapshot: Snapshot, pod: Pod) -> Stage:
+    """The newest pod has ended, and the Job controller has not said yet what follows.
+
+    Only when it is sure that another pod follows is that told; else the job stands where it stood.
+    """
+    workload = snapshot.own_workload
+    assert workload is not None and pod.exit_code is not None
+    retry = parse_exit_code(pod.exit_code).retry
+    counted = [p for p in snapshot.pods if p.exit_code and not p.disrupted and parse_exit_code(p.exit_code).retry is Retry.COUNTED]
+    if retry is Retry.FREE or pod.disrupted or (retry is Retry.COUNTED and workload.failed >= len(counted)):
+        return Stage(Phase.PENDING, Reason.RESTARTING, f"Starting again after: {describe_exit(pod)}")
+    return _decide_training(snapshot)
+
+
+def _decide_training(snapshot: Snapshot) -> Stage:
+    """By the trainer's own word; between two words it is where it was."""
+    progress = snapshot.progress
+    if progress is None:
+        phase = snapshot.status.get("phase")
+        if phase in RUNNING_PHASES:
+            return Stage(phase, Reason.TRAINING if phase != Phase.PREPARING else Reason.PREPARING, snapshot.status["message"])  # fmt: skip
+        return Stage(Phase.PREPARING, Reason.PREPARING, "The trainer loads model and data.")
+    phase = PHASE_OF_STAGE[progress.stage]
+    if phase == Phase.PREPARING:
+        return Stage(phase, Reason.PREPARING, "The trainer loads model and data.")
+    loss = f", loss {progress.loss:.4g}" if progress.loss is not None else ""
+    left = f", about {_show_seconds(progress.eta_seconds)} left" if progress.eta_seconds else ""
+    return Stage(phase, Reason.TRAINING, f"Step {progress.step} of {progress.total_steps}{loss}{left}.")
+
+
+def describe_exit(pod: Pod) -> str:
+    """What ended a pod, for people: the trainer's own words where it had any."""
+    if words := _last_words(pod):
+        return words
+    if pod.exit_reason == "OOMKilled":
+        return "the kernel killed the trainer for using more than resources.memory; raise it, or lower perDeviceBatchSize or maxLength"
+    return parse_exit_code(pod.exit_code or 0).description
+
+
+def is_true(status: Manifest, type_: str) -> bool:
+    """Whether a condition of a status holds."""
+    return any(condition["type"] == type_ and condition["status"] == "True" for condition in status.get("conditions", ()))
+
+
+def _last_words(pod: Pod | None) -> str:
+    return pod.termination.message if pod is not None and pod.termination is not None else ""
+
+
+def _show_seconds(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02}m" if hours else f"{minutes}m{rest:02}s" if minutes else f"{rest}s"
