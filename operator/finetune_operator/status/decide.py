@@ -56,8 +56,9 @@ def _add_workload(status: Manifest, snapshot: Snapshot, workload: Workload) -> N
     status["restarts"] = max(before.get("restarts", 0), bases[0] + failures)
     status["preemptions"] = max(before.get("preemptions", 0), bases[1] + preempted)
     status.setdefault("startTime", format_time(snapshot.now))
-    if snapshot.newest_pod is not None and snapshot.newest_pod.node is not None:
-        status["node"] = snapshot.newest_pod.node
+    pod = snapshot.newest_pod
+    if pod is not None and (pod.running or pod.exit_code is not None):  # being scheduled alone is not worth a write
+        status["node"] = pod.node
 
 
 def _add_progress(status: Manifest, snapshot: Snapshot, stage: Stage) -> None:

@@ -1,0 +1,57 @@
+# Everything runs from .venv, which `make setup` fills from the locked requirements.
+SHELL := /bin/bash
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+BIN := .venv/bin
+FAST := tests/unit tests/golden
+
+.PHONY: help setup demo test test-fast verify format generate golden lock bench soak docs clean
+
+help: ## Show the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+setup: ## Install everything into .venv; the command is .venv/bin/finetune
+	@PYTHON=$(PYTHON) tools/setup.sh
+
+demo: setup ## Fine-tune a small model on this machine with the quickstart and show what it learnt
+	@$(BIN)/finetune run manifests/examples/quickstart.yaml --output-dir finetune-runs/quickstart
+
+test: setup ## Install what the tests need and run all of them
+	$(BIN)/pytest $(FAST)
+	$(BIN)/python -m tests.cluster.harness.binaries
+	$(BIN)/pytest
+
+test-fast: setup ## Run the tests that take milliseconds
+	@$(BIN)/pytest $(FAST) -q --durations=3
+
+verify: setup ## Lint, types, layers, and that everything generated is up to date
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo 2>/dev/null || $(BIN)/lint-imports
+	$(BIN)/python -m tools.generate --check
+
+format: setup ## Format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+generate: setup ## Write the CRD, the quickstart and the reference anew
+	$(BIN)/python -m tools.generate
+
+golden: setup ## Write the golden manifests anew; read the difference
+	UPDATE_GOLDEN=1 $(BIN)/pytest -q tests/golden
+
+lock: ## Lock the requirements anew
+	requirements/compile.sh
+
+docs: generate ## Write the reference pages
+
+bench: setup ## Measure against named peers
+	$(BIN)/python -m benchmarks.reconcile
+
+soak: setup ## The long forms of the fault tests
+	FINETUNE_SOAK=1 $(BIN)/pytest tests/fault
+
+clean: ## Remove what the targets made in this checkout
+	rm -rf .venv finetune-runs .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -1,0 +1,1 @@
+"""The only stage that talks to the API server."""

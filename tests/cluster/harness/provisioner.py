@@ -1,0 +1,52 @@
+"""Binds every PersistentVolumeClaim to a folder of this machine, as a cluster's storage provisioner would."""
+
+import shutil
+import threading
+from pathlib import Path
+
+from tests.cluster.harness.api import Api, Object
+
+
+class Provisioner:
+    """Makes a hostPath PersistentVolume for each pending claim, of whatever storage class, with or without one.
+
+    The folder is kept as long as the claim. Kubernetes' own controller does the binding.
+    """
+
+    def __init__(self, api: Api, folder: Path) -> None:
+        self._api, self._folder = api, folder
+        self._watch = api.watch("/api/v1/persistentvolumeclaims")
+        self._thread = threading.Thread(target=self._follow, name="provisioner", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._watch.stop()
+        self._thread.join()
+
+    def _follow(self) -> None:
+        for event, claim in self._watch:
+            name = f"pvc-{claim['metadata']['uid']}"
+            if event == "DELETED":
+                shutil.rmtree(self._folder / name, ignore_errors=True)
+                self._api.delete(f"/api/v1/persistentvolumes/{name}")
+            elif event == "ADDED" and claim["status"]["phase"] == "Pending":
+                (self._folder / name).mkdir(parents=True)
+                self._api.post("/api/v1/persistentvolumes", _build_volume(claim, name, self._folder / name))
+
+
+def _build_volume(claim: Object, name: str, folder: Path) -> Object:
+    spec, metadata = claim["spec"], claim["metadata"]
+    return {
+        "apiVersion": "v1",
+        "kind": "PersistentVolume",
+        "metadata": {"name": name},
+        "spec": {
+            "accessModes": spec["accessModes"],
+            "capacity": {"storage": spec["resources"]["requests"]["storage"]},
+            "claimRef": {"namespace": metadata["namespace"], "name": metadata["name"], "uid": metadata["uid"]},
+            "hostPath": {"path": str(folder)},
+            "persistentVolumeReclaimPolicy": "Retain",
+            "storageClassName": spec.get("storageClassName", ""),
+            "volumeMode": spec.get("volumeMode", "Filesystem"),
+        },
+    }

@@ -1,0 +1,170 @@
+"""The operator on the real API server, with scripted pods: what becomes of a job's children, budget and status."""
+
+import time
+from pathlib import Path
+
+import pytest
+
+from finetune_api.progress import Termination
+from tests.cluster.harness.containers import Life
+from tests.cluster.harness.control_plane import ControlPlane
+from tests.cluster.harness.waiting import wait_until
+from tests.cluster.operator_process import USER, Jobs, OperatorProcess, install
+
+
+@pytest.fixture
+def kubeconfig(control_plane: ControlPlane) -> Path:
+    return install(control_plane)
+
+
+@pytest.fixture
+def jobs(kubeconfig: Path, control_plane: ControlPlane, namespace: str) -> Jobs:
+    return Jobs(control_plane, namespace)
+
+
+@pytest.fixture
+def operator(kubeconfig: Path, namespace: str, tmp_path: Path):
+    with OperatorProcess(kubeconfig, namespace, tmp_path) as process:
+        yield process
+
+
+def words(reason: str, message: str, **fields) -> str:
+    return Termination(reason=reason, message=message, **fields).model_dump_json(by_alias=True)
+
+
+def test_a_jobs_whole_life_costs_eight_writes_and_rest_costs_none(control_plane, namespace, jobs, operator, kubelet):
+    kubelet(mode="scripted", script=lambda pod: Life(2.0, 0, words("Succeeded", "Trained.", step=9, total_steps=9)))
+    operator.read_health("/readyz")
+    begin = control_plane.audit.mark()
+    jobs.create("life")
+    status = jobs.wait_for("life", phase="Succeeded")
+    assert status["progress"]["percent"] == 100
+    end = control_plane.audit.mark()
+    writes = [w for w in control_plane.audit.writes(begin, end, user=USER) if w.resource != "leases"]
+    print("\n".join(map(str, writes)))
+    assert [w.code for w in writes if w.code >= 400] == []
+    assert len(writes) <= 8
+    time.sleep(3)  # the last events of the children
+    rest = control_plane.audit.mark()
+    time.sleep(15)
+    at_rest = control_plane.audit.requests(rest, user=USER)
+    print("at rest, 15 s:", control_plane.audit.count(rest, user=USER))
+    assert {request.resource for request in at_rest} <= {"leases"}
+
+
+def test_failures_are_retried_within_the_budget_and_the_end_stands(control_plane, jobs, operator, kubelet):
+    kubelet(mode="scripted", script=lambda pod: Life(0.2, 1, words("TrainerError", "boom")))
+    jobs.create("fails", runPolicy={"backoffLimit": 1})
+    status = jobs.wait_for("fails", phase="Failed")
+    assert status["restarts"] == 1
+    assert "boom" in status["message"]
+    control_plane.kubectl("wait", "--for=condition=Failed", "ftj/fails", "--timeout=5s", namespace=jobs.namespace)
+    # A finished job whose child is deleted is not run again.
+    jobs.delete_workload("fails")
+    wait_until(lambda: not jobs.workloads(), "the Job gone")
+    time.sleep(3)
+    assert jobs.workloads() == []
+    assert jobs.get("fails")["status"] == status
+
+
+@pytest.mark.parametrize(("code", "reason"), [(10, "InvalidPlanOrData"), (11, "OutOfMemory"), (12, "CheckpointUnusable")])
+def test_hopeless_exits_fail_at_once(jobs, operator, kubelet, code, reason):
+    kubelet(mode="scripted", script=lambda pod: Life(0.2, code, words(reason, "Lower maxLength.")))
+    jobs.create("hopeless")
+    status = jobs.wait_for("hopeless", phase="Failed")
+    assert status["restarts"] == 0
+    assert status["message"] == "Lower maxLength."
+    assert reason in {condition["reason"] for condition in status["conditions"]}
+
+
+def test_preemptions_do_not_count(jobs, operator, kubelet):
+    ends = iter([75, 75, 0])
+    kubelet(mode="scripted", script=lambda pod: Life(0.3, next(ends), words("Preempted", "Saved at step 5.", checkpoint_step=5)))
+    jobs.create("spot", runPolicy={"backoffLimit": 0})
+    status = jobs.wait_for("spot", phase="Succeeded", seconds=120)
+    assert (status["restarts"], status["preemptions"]) == (0, 2)
+    assert status["checkpoints"]["latest"]["step"] == 5
+
+
+def test_a_running_workload_that_is_deleted_is_made_again_with_what_is_left_of_the_budget(jobs, operator, kubelet):
+    lives = iter([Life(0.2, 1), Life(600), Life(0.5)])
+    kubelet(mode="scripted", script=lambda pod: next(lives))
+    jobs.create("deleted", runPolicy={"backoffLimit": 2})
+    jobs.wait_for("deleted", restarts=1, phase="Preparing")
+    first = jobs.workloads()[0]
+    jobs.delete_workload("deleted")
+    status = jobs.wait_for("deleted", phase="Succeeded")
+    second = jobs.workloads()[0]
+    assert status["workload"]["uid"] == second["metadata"]["uid"] != first["metadata"]["uid"]
+    assert second["spec"]["backoffLimit"] == 1
+    assert status["restarts"] == 1
+
+
+def test_suspend_and_resume(jobs, operator, kubelet):
+    lives = iter([Life(600, exit_code_on_sigterm=75), Life(0.3)])
+    kubelet(mode="scripted", script=lambda pod: next(lives))
+    jobs.create("pause")
+    jobs.wait_for("pause", phase="Preparing")
+    jobs.patch_spec("pause", runPolicy={"suspend": True})
+    jobs.wait_for("pause", phase="Suspended")
+    wait_until(lambda: not jobs.children("pods"), "no pod while suspended")
+    jobs.patch_spec("pause", runPolicy={"suspend": False})
+    status = jobs.wait_for("pause", phase="Succeeded")
+    assert (status["restarts"], status["preemptions"]) == (0, 0)
+
+
+def test_deletion_collects_the_children_and_keeps_the_output(control_plane, jobs, operator, kubelet):
+    kubelet(mode="scripted")
+    jobs.create("gone")
+    jobs.create("all-gone", output={"volume": {"whenDeleted": "Delete"}})
+    for name in ("gone", "all-gone"):
+        jobs.wait_for(name, phase="Succeeded")
+    control_plane.kubectl("delete", "ftj", "gone", "all-gone", namespace=jobs.namespace)
+    wait_until(lambda: not jobs.workloads() and not jobs.children("configmaps") and not jobs.children("pods"), "no children")
+    wait_until(lambda: len(jobs.children("persistentvolumeclaims")) == 1, "one claim")
+    assert [claim["metadata"]["name"] for claim in jobs.children("persistentvolumeclaims")] == ["gone-output"]
+    # The name can be used again, and so can the claim.
+    jobs.create("gone")
+    jobs.wait_for("gone", phase="Succeeded")
+
+
+def test_somebody_elses_job_is_left_alone(control_plane, jobs, operator, kubelet):
+    kubelet(mode="scripted")
+    pod = {"restartPolicy": "Never", "containers": [{"name": "c", "image": "x"}]}
+    path = f"/apis/batch/v1/namespaces/{jobs.namespace}/jobs"
+    foreign = jobs.api.post(path, {"metadata": {"name": "taken"}, "spec": {"suspend": True, "template": {"spec": pod}}})
+    jobs.create("taken")
+    status = jobs.wait_for("taken", phase="Pending")
+    assert "isn't this FineTuneJob's" in status["message"]
+    assert "workload" not in status
+    assert jobs.api.get(f"{path}/taken")["spec"] == foreign["spec"]
+    assert "NameConflict" in control_plane.kubectl("describe", "ftj", "taken", namespace=jobs.namespace)
+    jobs.delete_workload("taken")
+    jobs.wait_for("taken", phase="Succeeded")
+
+
+def test_what_people_see(control_plane, jobs, operator, kubelet):
+    kubelet(mode="scripted", script=lambda pod: Life(1.0, 0, words("Succeeded", "Trained 9 steps.", step=9, total_steps=9, loss=0.5)))
+    jobs.create("shown")
+    jobs.wait_for("shown", phase="Succeeded")
+    table = control_plane.kubectl("get", "ftj", "-o", "wide", namespace=jobs.namespace)
+    described = control_plane.kubectl("describe", "ftj", "shown", namespace=jobs.namespace)
+    print(table, described, sep="\n")
+    header, row = table.splitlines()
+    assert header.split()[:6] == ["NAME", "METHOD", "OBJECTIVE", "PHASE", "PROGRESS", "LOSS"]
+    assert row.split()[:4] == ["shown", "lora", "sft", "Succeeded"]
+    assert "WorkloadCreated" in described
+    assert "Trained 9 steps." in described
+
+
+def test_a_graceful_end_lets_the_next_in_at_once(kubeconfig, namespace, jobs, tmp_path, kubelet):
+    kubelet(mode="scripted")
+    with OperatorProcess(kubeconfig, namespace, tmp_path) as first:
+        jobs.create("one")
+        jobs.wait_for("one", phase="Succeeded")
+        assert first.stop() == 0
+    with OperatorProcess(kubeconfig, namespace, tmp_path, "b"):
+        began = time.monotonic()
+        jobs.create("two")
+        jobs.wait_for("two", phase="Succeeded")
+        assert time.monotonic() - began < 10
