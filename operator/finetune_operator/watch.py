@@ -120,7 +120,8 @@ def build_kopf_settings() -> kopf.OperatorSettings:
     # Filtered by the API server, or every pod of the cluster would pass through this process.
     settings.watching.label_selectors[JOBS] = names.LABEL_JOB_NAME
     settings.watching.label_selectors[PODS] = names.LABEL_JOB_NAME
-    # A dead connection is silent, and a bookmark comes each minute: without one, connect again.
+    # A dead connection is silent, but a bookmark comes each minute (from the first event of the kind on, since the API
+    # server started): without one, connect again.
     settings.watching.inactivity_timeout = 70.0
     settings.watching.server_timeout = 600
     settings.watching.client_timeout = 660

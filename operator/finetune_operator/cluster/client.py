@@ -127,12 +127,13 @@ class Cluster:
             return
 
     def create_event(self, about: Manifest, type_: str, reason: str, message: str) -> None:
-        """Post an Event (``type_`` Normal or Warning) about an object, once for each reason and message.
+        """Post an Event (``type_`` Normal or Warning) about an object, once for each generation, reason and message.
 
         Its name is derived from these, so that a process that died after posting does not post again.
         """
         metadata = about["metadata"]
-        digest = hashlib.sha256("\0".join((metadata["uid"], reason, message)).encode()).hexdigest()[:16]
+        identity = (metadata["uid"], str(metadata["generation"]), reason, message)
+        digest = hashlib.sha256("\0".join(identity).encode()).hexdigest()[:16]
         name = f"{metadata['name'][:200]}.{digest}"
         if name in self._posted_events:
             return
