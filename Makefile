@@ -15,7 +15,7 @@ setup: ## Install everything into .venv; the command is .venv/bin/finetune
 	@PYTHON=$(PYTHON) tools/setup.sh
 
 demo: setup ## Fine-tune a small model on this machine with the quickstart and show what it learnt
-	@$(BIN)/finetune run manifests/examples/quickstart.yaml --output-dir finetune-runs/quickstart
+	@$(BIN)/finetune run manifests/examples/quickstart.yaml --output-dir $${DEMO_DIR:-finetune-runs/quickstart}
 
 test: setup ## Install what the tests need and run all of them
 	$(BIN)/pytest $(FAST)

@@ -195,9 +195,9 @@ def _product_selector(spec: FineTuneJobSpec) -> Iterator[Hit]:
 
 
 def _shared_memory(spec: FineTuneJobSpec) -> Iterator[Hit]:
-    if spec.resources.shared_memory and spec.resources.memory:
-        if parse_quantity(spec.resources.shared_memory) > parse_quantity(spec.resources.memory):
-            yield "resources.sharedMemory", spec.resources.shared_memory
+    shared, memory = spec.resources.shared_memory, spec.resources.memory
+    if shared and memory and parse_quantity(shared) > parse_quantity(memory):
+        yield "resources.sharedMemory", shared
 
 
 def _tolerations(spec: FineTuneJobSpec) -> Iterator[Hit]:
@@ -212,9 +212,9 @@ def _tolerations(spec: FineTuneJobSpec) -> Iterator[Hit]:
 
 def _batch_division(spec: FineTuneJobSpec) -> Iterator[Hit]:
     training = spec.training
-    if training.global_batch_size is not None and training.per_device_batch_size is not None:
-        if training.global_batch_size % (training.per_device_batch_size * max(1, spec.resources.gpu.count)):
-            yield "training.globalBatchSize", training.global_batch_size
+    rows, share = training.global_batch_size, training.per_device_batch_size
+    if rows is not None and share is not None and rows % (share * max(1, spec.resources.gpu.count)):
+        yield "training.globalBatchSize", rows
 
 
 _ENV = "!has(self.env) || "
@@ -505,10 +505,10 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "seccomp-profile",
-        _When(lambda s: (context := s.pod_template.security_context) is not None and (profile := context.seccomp_profile) is not None and (profile.type == "Localhost") != bool(profile.localhost_profile), "podTemplate.securityContext.seccompProfile", lambda s: s.pod_template.security_context.seccomp_profile.model_dump(by_alias=True, exclude_none=True)),
+        _When(lambda s: (context := s.pod_template.security_context) is not None and (profile := context.seccomp_profile) is not None and (profile.type == "Localhost") != (profile.localhost_profile is not None), "podTemplate.securityContext.seccompProfile", lambda s: s.pod_template.security_context.seccomp_profile.model_dump(by_alias=True, exclude_none=True)),
         "localhostProfile belongs to type Localhost, and to no other",
         "set both, or drop localhostProfile",
-        "podTemplate.securityContext.seccompProfile", "(self.type == 'Localhost') == (has(self.localhostProfile) && self.localhostProfile != '')",
+        "podTemplate.securityContext.seccompProfile", "(self.type == 'Localhost') == has(self.localhostProfile)",
     ),
     Rule(
         "selector-values",

@@ -8,6 +8,9 @@ from pydantic import BeforeValidator, Field, StringConstraints, WithJsonSchema
 from finetune_api.model_base import ApiModel
 
 QUANTITY_PATTERN = r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?$"
+POSITIVE_QUANTITY_PATTERN = (
+    r"^([0-9]*[1-9][0-9]*(\.[0-9]+)?|[0-9]+\.[0-9]*[1-9][0-9]*)(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?$"
+)
 DURATION_PATTERN = r"^([0-9]+(h|m|s))+$"
 DNS_LABEL_PATTERN = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
 DNS_SUBDOMAIN_PATTERN = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$"
@@ -23,13 +26,23 @@ RESOURCE_NAME_PATTERN = f"^{_PREFIX}{_QUALIFIED}$"
 
 INT32_MAX = 2_147_483_647
 
-# An int or a string, as the API server takes it; a float such as 0.5 has to be quoted.
+# Quantities are an int or a string, as the API server takes them; a float such as 0.5 has to be quoted.
+_AS_TEXT = BeforeValidator(lambda value: str(value) if isinstance(value, int) and not isinstance(value, bool) else value)
+
+
+def _int_or_string(pattern: str, minimum: int) -> WithJsonSchema:
+    return WithJsonSchema({"x-kubernetes-int-or-string": True, "pattern": pattern, "maxLength": 32, "minimum": minimum})
+
+
 Quantity = Annotated[
+    str, _AS_TEXT, StringConstraints(pattern=QUANTITY_PATTERN, max_length=32), _int_or_string(QUANTITY_PATTERN, 0)
+]
+PositiveQuantity = Annotated[
     str,
-    BeforeValidator(lambda value: str(value) if isinstance(value, int) and not isinstance(value, bool) else value),
-    StringConstraints(pattern=QUANTITY_PATTERN, max_length=32),
-    WithJsonSchema({"x-kubernetes-int-or-string": True, "pattern": QUANTITY_PATTERN, "maxLength": 32, "minimum": 0}),
-]  # fmt: skip
+    _AS_TEXT,
+    StringConstraints(pattern=POSITIVE_QUANTITY_PATTERN, max_length=32),
+    _int_or_string(POSITIVE_QUANTITY_PATTERN, 1),
+]
 Duration = Annotated[str, StringConstraints(pattern=DURATION_PATTERN, max_length=32)]
 DnsLabel = Annotated[str, StringConstraints(pattern=DNS_LABEL_PATTERN, min_length=1, max_length=63)]
 DnsSubdomain = Annotated[str, StringConstraints(pattern=DNS_SUBDOMAIN_PATTERN, min_length=1, max_length=253)]
@@ -307,7 +320,7 @@ class SeccompProfile(ApiModel):
 
     type: Literal["RuntimeDefault", "Localhost", "Unconfined"]
     """Kind of profile."""
-    localhost_profile: Annotated[str, StringConstraints(max_length=1024)] | None = None
+    localhost_profile: Annotated[str, StringConstraints(min_length=1, max_length=1024)] | None = None
     """File on the node, with type Localhost."""
 
 

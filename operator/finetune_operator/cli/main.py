@@ -1,0 +1,115 @@
+"""``finetune``: the options of each command. What a command does stands in its module, loaded when it runs."""
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from finetune_operator.cli.errors import CommandError
+
+app = typer.Typer(
+    name="finetune",
+    help="Check, render and run FineTuneJobs without a cluster.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+class Output(StrEnum):
+    """Formats of what is printed."""
+
+    TABLE = "table"
+    JSON = "json"
+    YAML = "yaml"
+
+
+class ObjectOutput(StrEnum):
+    """Formats of Kubernetes objects."""
+
+    YAML = "yaml"
+    JSON = "json"
+
+
+File = typer.Argument(help="YAML file; - is stdin.", show_default=False)
+SettingsFile = Annotated[
+    Path | None,
+    typer.Option("--settings", help="The operator's settings, for the platform's defaults.", show_default=False),
+]  # fmt: skip
+
+
+@app.command()
+def validate(
+    files: Annotated[list[Path], File],
+    output: Annotated[Output, typer.Option("--output", "-o", help="Format of the report.")] = Output.TABLE,
+) -> None:
+    """Say everything that is wrong with the FineTuneJobs in FILES: where, which field, which value, and the mend.
+
+    Objects of other kinds are left alone. Exit status: 0 all are valid, 1 one is not, 2 usage.
+    """
+    from finetune_operator.cli.validate import validate_files
+
+    raise typer.Exit(validate_files(files, output.value))
+
+
+@app.command()
+def render(
+    file: Annotated[Path, typer.Option("--filename", "-f", help="YAML file; - is stdin.", show_default=False)],
+    settings: SettingsFile = None,
+    namespace: Annotated[str | None, typer.Option("--namespace", "-n", help="Namespace of jobs that name none.", show_default="default")] = None,
+    explain: Annotated[bool, typer.Option("--explain", help="Show every field's value and where it came from instead.")] = False,
+    output: Annotated[Output | None, typer.Option("--output", "-o", help="Format; table only with --explain.", show_default="yaml, with --explain table")] = None,
+) -> None:  # fmt: skip
+    """Print exactly the objects that the operator would apply for the FineTuneJobs in a file."""
+    from finetune_operator.cli.render import explain_file, render_file
+
+    if explain:
+        explain_file(file, settings, namespace, (output or Output.TABLE).value)
+    elif output is Output.TABLE:
+        raise typer.BadParameter("table needs --explain", param_hint="--output")
+    else:
+        render_file(file, settings, namespace, (output or Output.YAML).value)
+
+
+@app.command()
+def run(
+    file: Annotated[Path, File],
+    output_dir: Annotated[Path | None, typer.Option(help="Folder of the run.", show_default="finetune-runs/<name>")] = None,
+    claim: Annotated[list[str] | None, typer.Option(metavar="NAME=DIR", help="Folder that stands for a PersistentVolumeClaim; repeatable.", show_default=False)] = None,
+    settings: SettingsFile = None,
+) -> None:  # fmt: skip
+    """Train here: the rendered command with the rendered environment as a local process.
+
+    Run again, it goes on from its last checkpoint; a changed job or dataset is a new run. ConfigMaps are taken from the
+    same file, secrets from environment variables of the name that the trainer gets. Exit status: the trainer's.
+    """
+    from finetune_operator.cli.run import run_file
+
+    raise typer.Exit(run_file(file, output_dir, claim or [], settings))
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    from importlib.metadata import PackageNotFoundError
+    from importlib.metadata import version as read_version
+
+    try:
+        print(f"finetune {read_version('finetune-operator')}")
+    except PackageNotFoundError:  # run from a checkout by PYTHONPATH
+        print("finetune (not installed)")
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    try:
+        app()
+    except CommandError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.status)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,29 @@
+"""The generated reference, and what it measures."""
+
+import pytest
+
+from tools import generate_reference
+
+FIELDS = list(generate_reference.list_fields())
+
+
+def test_file_is_what_the_models_say() -> None:
+    assert {path: path.read_text() for path in generate_reference.generate()} == generate_reference.generate()
+
+
+@pytest.mark.parametrize(("path", "field", "shape"), FIELDS, ids=[path for path, _, _ in FIELDS])
+def test_every_field_changes_what_is_applied(
+    path: str, field: generate_reference.FieldInfo, shape: generate_reference.Shape
+) -> None:
+    """A field without behaviour has no place in the API; the only choice of an enumeration changes nothing yet."""
+    assert bool(generate_reference.find_driven(path, field, shape)) == (len(shape.choices) != 1)
+
+
+def test_measures_what_is_known() -> None:
+    driven = {path: generate_reference.find_driven(path, field, shape) for path, field, shape in FIELDS}
+    assert driven["podTemplate.image"] == ["container.image"]
+    assert driven["method.alpha"] == ["plan.json:method.lora.alpha"]
+    assert driven["observability.wandbSecretRef"] == [
+        "container.env[WANDB_API_KEY].valueFrom.secretKeyRef.key",
+        "container.env[WANDB_API_KEY].valueFrom.secretKeyRef.name",
+    ]
