@@ -6,7 +6,12 @@ import sys
 
 from tools import generate_chart, generate_crd, generate_quickstart, generate_reference
 
-GENERATORS = (generate_crd, generate_quickstart, generate_chart, generate_reference)  # each may read what the ones before wrote
+GENERATORS = (
+    generate_crd,
+    generate_quickstart,
+    generate_chart,
+    generate_reference,
+)  # each may read what the ones before wrote
 
 
 def main() -> int:
@@ -21,7 +26,9 @@ def main() -> int:
                 continue
             differing += 1
             if check:
-                sys.stdout.writelines(difflib.unified_diff(found.splitlines(True), text.splitlines(True), str(path), "generated"))
+                sys.stdout.writelines(
+                    difflib.unified_diff(found.splitlines(True), text.splitlines(True), str(path), "generated")
+                )
             else:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(text, encoding="utf-8")

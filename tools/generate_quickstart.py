@@ -27,12 +27,14 @@ spec:
   method:
     type: lora
     rank: 16
+    dropout: 0
   training:
     epochs: 3
     learningRate: 1.0e-3
-    perDeviceBatchSize: 8
-    globalBatchSize: 8
-    maxLength: 256
+    warmupRatio: 0.05
+    globalBatchSize: 4
+    maxLength: 128
+    seed: 42
   evaluation:
     # Held-out questions, answered before and after.
     samples:
@@ -58,7 +60,9 @@ data:
 def generate() -> dict[Path, str]:
     """The generated files and their contents."""
     samples = "\n".join(f"      - {line}" for line in _lines("demo-questions.txt"))
-    train, validation = ("\n".join(f"    {line}" for line in _lines(f"finetune-faq.{part}.jsonl")) for part in ("train", "validation"))
+    train, validation = (
+        "\n".join(f"    {line}" for line in _lines(f"finetune-faq.{part}.jsonl")) for part in ("train", "validation")
+    )
     return {TARGET: JOB.format(samples=samples, train=train, validation=validation)}
 
 

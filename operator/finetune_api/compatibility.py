@@ -54,7 +54,7 @@ class _When:
 
     condition: Callable[[FineTuneJobSpec], bool]
     path: str
-    value: Callable[[FineTuneJobSpec], Any]
+    value: Callable[[Any], Any]  # of the spec, once the condition holds: what it names is set
 
     def __call__(self, spec: FineTuneJobSpec) -> Iterator[Hit]:
         if self.condition(spec):
@@ -63,7 +63,12 @@ class _When:
 
 def _adapter_settings(spec: FineTuneJobSpec) -> Iterator[Hit]:
     if spec.method.type == "full":
-        for field, alias in (("rank", "rank"), ("alpha", "alpha"), ("dropout", "dropout"), ("target_modules", "targetModules")):
+        for field, alias in (
+            ("rank", "rank"),
+            ("alpha", "alpha"),
+            ("dropout", "dropout"),
+            ("target_modules", "targetModules"),
+        ):
             if (value := getattr(spec.method, field)) is not None:
                 yield f"method.{alias}", value
 
@@ -141,7 +146,9 @@ def _inside(path: str, folder: str) -> bool:
 
 def _reserved_mounts(spec: FineTuneJobSpec) -> Iterator[Hit]:
     for index, mount in enumerate(spec.pod_template.volume_mounts or ()):
-        if any(_inside(mount.mount_path, reserved) or _inside(reserved, mount.mount_path) for reserved in RESERVED_MOUNTS):
+        if any(
+            _inside(mount.mount_path, reserved) or _inside(reserved, mount.mount_path) for reserved in RESERVED_MOUNTS
+        ):
             yield f"podTemplate.volumeMounts[{index}].mountPath", mount.mount_path
 
 
@@ -176,11 +183,15 @@ def _selector_values(spec: FineTuneJobSpec) -> Iterator[Hit]:
             yield f"{path}.values", list(values)
 
 
-def _requirements(part: ApiModel, path: str) -> Iterator[tuple[str, NodeSelectorRequirement | LabelSelectorRequirement]]:
+def _requirements(
+    part: ApiModel, path: str
+) -> Iterator[tuple[str, NodeSelectorRequirement | LabelSelectorRequirement]]:
     """Every condition on labels or fields below ``part``, with its path."""
     for name, field in type(part).model_fields.items():
         value = getattr(part, name)
-        for suffix, item in [(f"[{index}]", item) for index, item in enumerate(value)] if isinstance(value, list) else [("", value)]:
+        for suffix, item in (
+            [(f"[{index}]", item) for index, item in enumerate(value)] if isinstance(value, list) else [("", value)]
+        ):
             below = f"{path}.{field.alias}{suffix}"
             if isinstance(item, NodeSelectorRequirement | LabelSelectorRequirement):
                 yield below, item
@@ -218,7 +229,9 @@ def _batch_division(spec: FineTuneJobSpec) -> Iterator[Hit]:
 
 
 _ENV = "!has(self.env) || "
-_VOLUME_COUNT = " + ".join(f"(has(v.{field.alias}) ? 1 : 0)" for name, field in Volume.model_fields.items() if name != "name")
+_VOLUME_COUNT = " + ".join(
+    f"(has(v.{field.alias}) ? 1 : 0)" for name, field in Volume.model_fields.items() if name != "name"
+)
 
 RULES: tuple[Rule, ...] = (
     Rule(
@@ -420,7 +433,7 @@ RULES: tuple[Rule, ...] = (
         _lost_output,
         "is no volume: the result would be lost with the pod",
         "use pvc://claim/path, or mount a volume there by podTemplate.volumeMounts",
-        "", "!has(self.output.destination) || !self.output.destination.startsWith('file://') || (has(self.podTemplate.volumeMounts) && self.podTemplate.volumeMounts.exists(m, (self.output.destination + '/').startsWith('file://' + m.mountPath + '/')))",
+        "", "!has(self.output.destination) || !self.output.destination.startsWith('file://') || (has(self.podTemplate.volumeMounts) && self.podTemplate.volumeMounts.exists(m, (self.output.destination + '/').startsWith('file://' + m.mountPath + (m.mountPath.endsWith('/') ? '' : '/'))))",
         names="output.destination",
     ),
     Rule(

@@ -27,7 +27,9 @@ RESOURCE_NAME_PATTERN = f"^{_PREFIX}{_QUALIFIED}$"
 INT32_MAX = 2_147_483_647
 
 # Quantities are an int or a string, as the API server takes them; a float such as 0.5 has to be quoted.
-_AS_TEXT = BeforeValidator(lambda value: str(value) if isinstance(value, int) and not isinstance(value, bool) else value)
+_AS_TEXT = BeforeValidator(
+    lambda value: str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+)
 
 
 def _int_or_string(pattern: str, minimum: int) -> WithJsonSchema:
@@ -111,7 +113,9 @@ class SecretKeySelector(ConfigMapKeySelector):
 class ObjectFieldSelector(ApiModel):
     """A field of the pod."""
 
-    field_path: Annotated[str, StringConstraints(pattern=FIELD_PATH_PATTERN, max_length=400)] = Field(examples=["spec.nodeName"])
+    field_path: Annotated[str, StringConstraints(pattern=FIELD_PATH_PATTERN, max_length=400)] = Field(
+        examples=["spec.nodeName"]
+    )
     """Path of the field, such as metadata.name."""
     api_version: Literal["v1"] | None = None
     """Version of the path's schema."""
@@ -120,7 +124,14 @@ class ObjectFieldSelector(ApiModel):
 class ResourceFieldSelector(ApiModel):
     """A resource of the container."""
 
-    resource: Literal["limits.cpu", "limits.memory", "limits.ephemeral-storage", "requests.cpu", "requests.memory", "requests.ephemeral-storage"]
+    resource: Literal[
+        "limits.cpu",
+        "limits.memory",
+        "limits.ephemeral-storage",
+        "requests.cpu",
+        "requests.memory",
+        "requests.ephemeral-storage",
+    ]
     """Such as limits.cpu."""
     container_name: DnsLabel | None = None
     """Container; the trainer when absent."""
@@ -238,7 +249,10 @@ class HostPathVolumeSource(ApiModel):
 
     path: AbsolutePath
     """Path on the node."""
-    type: Literal["", "DirectoryOrCreate", "Directory", "FileOrCreate", "File", "Socket", "CharDevice", "BlockDevice"] | None = None
+    type: (
+        Literal["", "DirectoryOrCreate", "Directory", "FileOrCreate", "File", "Socket", "CharDevice", "BlockDevice"]
+        | None
+    ) = None
     """What must be there."""
 
 
@@ -262,7 +276,13 @@ class CSIVolumeSource(ApiModel):
     """File system."""
     read_only: bool | None = None
     """Mount it read-only."""
-    volume_attributes: Annotated[dict[Annotated[str, StringConstraints(max_length=253)], Annotated[str, StringConstraints(max_length=1024)]], Field(max_length=64)] | None = None
+    volume_attributes: (
+        Annotated[
+            dict[Annotated[str, StringConstraints(max_length=253)], Annotated[str, StringConstraints(max_length=1024)]],
+            Field(max_length=64),
+        ]
+        | None
+    ) = None
     """Settings for the driver."""
     node_publish_secret_ref: LocalObjectReference | None = None
     """Secret for the driver."""
@@ -386,7 +406,9 @@ class NodeAffinity(ApiModel):
 
     required_during_scheduling_ignored_during_execution: NodeSelector | None = None
     """Must hold."""
-    preferred_during_scheduling_ignored_during_execution: Annotated[list[PreferredSchedulingTerm], Field(max_length=32)] | None = None
+    preferred_during_scheduling_ignored_during_execution: (
+        Annotated[list[PreferredSchedulingTerm], Field(max_length=32)] | None
+    ) = None
     """Should hold."""
 
 
@@ -435,9 +457,13 @@ class WeightedPodAffinityTerm(ApiModel):
 class PodAffinity(ApiModel):
     """Near or far from other pods."""
 
-    required_during_scheduling_ignored_during_execution: Annotated[list[PodAffinityTerm], Field(max_length=32)] | None = None
+    required_during_scheduling_ignored_during_execution: (
+        Annotated[list[PodAffinityTerm], Field(max_length=32)] | None
+    ) = None
     """Must hold."""
-    preferred_during_scheduling_ignored_during_execution: Annotated[list[WeightedPodAffinityTerm], Field(max_length=32)] | None = None
+    preferred_during_scheduling_ignored_during_execution: (
+        Annotated[list[WeightedPodAffinityTerm], Field(max_length=32)] | None
+    ) = None
     """Should hold."""
 
 

@@ -18,9 +18,17 @@ LOSS = Metric("finetune_loss", "gauge", "Training loss, mean over the steps sinc
 EVAL_LOSS = Metric("finetune_eval_loss", "gauge", "Loss on the validation data at the last evaluation.")
 LEARNING_RATE = Metric("finetune_learning_rate", "gauge", "Learning rate of the last step.")
 GRAD_NORM = Metric("finetune_grad_norm", "gauge", "L2 norm of the gradient before clipping, last step logged.")
-TOKENS_SEEN = Metric("finetune_tokens_seen_total", "counter", "Non-padding input tokens trained on by all ranks, resumed part included.")
-TOKENS_PER_SECOND = Metric("finetune_tokens_per_second", "gauge", "Non-padding input tokens per second over the steps since the last log, all ranks.")
-STEP_SECONDS = Metric("finetune_step_seconds", "gauge", "Mean wall time of one optimiser step since the last log, seconds.")
+TOKENS_SEEN = Metric(
+    "finetune_tokens_seen_total", "counter", "Non-padding input tokens trained on by all ranks, resumed part included."
+)
+TOKENS_PER_SECOND = Metric(
+    "finetune_tokens_per_second",
+    "gauge",
+    "Non-padding input tokens per second over the steps since the last log, all ranks.",
+)
+STEP_SECONDS = Metric(
+    "finetune_step_seconds", "gauge", "Mean wall time of one optimiser step since the last log, seconds."
+)
 STEP = Metric("finetune_step", "gauge", "Optimiser steps done.")
 TOTAL_STEPS = Metric("finetune_total_steps", "gauge", "Optimiser steps of the whole run.")
 EPOCH = Metric("finetune_epoch", "gauge", "Epochs done, fractional.")

@@ -6,7 +6,7 @@ from typing import Literal
 
 from finetune_api.model_base import ApiModel
 
-PLAN_VERSION = 1
+PLAN_VERSION: Literal[1] = 1
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 DatasetFormat = Literal["auto", "alpaca", "chatml", "sharegpt", "prompt-completion", "text"]
@@ -173,7 +173,9 @@ class TrainingPlan(ApiModel):
 
     def to_json(self) -> str:
         """Stable text: the same plan gives the same bytes."""
-        return json.dumps(self.model_dump(mode="json", by_alias=True), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+        return (
+            json.dumps(self.model_dump(mode="json", by_alias=True), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+        )
 
     def training_hash(self) -> str:
         """Hash of what decides the trained weights. A checkpoint of another hash can't be resumed exactly."""

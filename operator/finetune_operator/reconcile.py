@@ -46,12 +46,17 @@ class Reconciler:
         try:
             job = parse_finetunejob(finetunejob)
         except InvalidFineTuneJob as error:
-            return self._refuse(finetunejob, error.problems)
+            self._refuse(finetunejob, error.problems)
+            return None
         decided = decide_plan(job, self._settings, self._layout)
         restarts = (finetunejob.get("status") or {}).get("restarts", 0)
         manifests = build_manifests(job, decided, self._settings, self._layout, restarts)
         snapshot = self._gather(finetunejob, decided, manifests)
-        intent = Intent() if is_finished(snapshot.status) and snapshot.workload is None else decide_intent(snapshot, manifests)
+        intent = (
+            Intent()
+            if is_finished(snapshot.status) and snapshot.workload is None
+            else decide_intent(snapshot, manifests)
+        )
         refusal = self._carry_out(intent, snapshot)
         if intent.apply and refusal is None:
             snapshot = self._gather(finetunejob, decided, manifests)
@@ -72,7 +77,9 @@ class Reconciler:
         metadata = snapshot.finetunejob["metadata"]
         try:
             for old in intent.delete:
-                self._cluster.delete(old["kind"], metadata["namespace"], old["metadata"]["name"], old["metadata"]["uid"])
+                self._cluster.delete(
+                    old["kind"], metadata["namespace"], old["metadata"]["name"], old["metadata"]["uid"]
+                )
             for manifest in intent.apply:
                 self._cluster.apply(manifest)
             if intent.workload_patch:

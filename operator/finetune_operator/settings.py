@@ -6,7 +6,15 @@ from typing import Annotated, Literal
 import yaml
 from pydantic import Field
 
-from finetune_api.kubernetes import DnsLabel, DnsSubdomain, Duration, LocalObjectReference, PodSecurityContext, Quantity, SeccompProfile
+from finetune_api.kubernetes import (
+    DnsLabel,
+    DnsSubdomain,
+    Duration,
+    LocalObjectReference,
+    PodSecurityContext,
+    Quantity,
+    SeccompProfile,
+)
 from finetune_api.model_base import ApiModel
 
 

@@ -36,7 +36,13 @@ class OperatorProcess:
     """One replica on one namespace. Settings beyond these by keyword, in camelCase."""
 
     def __init__(self, kubeconfig: Path, namespace: str, folder: Path, replica: str = "a", **settings: Any) -> None:
-        content = {"namespaces": [namespace], "healthPort": 0, "leaseNamespace": SYSTEM, "leaseName": namespace, "logFormat": "text"}
+        content = {
+            "namespaces": [namespace],
+            "healthPort": 0,
+            "leaseNamespace": SYSTEM,
+            "leaseName": namespace,
+            "logFormat": "text",
+        }
         self._config = folder / f"settings-{replica}.yaml"
         self._config.write_text(yaml.safe_dump(content | settings))
         self.log = folder / f"operator-{replica}.log"
@@ -72,12 +78,14 @@ class OperatorProcess:
             except URLError:
                 return None
 
-        return wait_until(ask, f"{path} of the operator", describe=lambda _: self.log.read_text()[-2000:])
+        return wait_until(ask, f"{path} of the operator", describe=lambda: self.log.read_text()[-2000:])
 
     def __enter__(self) -> Self:
         return self.start()
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self.process.poll() is None:
             self.kill()
         if error is not None:
@@ -85,7 +93,11 @@ class OperatorProcess:
 
 
 def build_finetunejob(name: str, **spec: Any) -> Object:
-    body = {"model": {"source": "pvc://models/base"}, "dataset": {"source": "pvc://data/train.jsonl"}, "resources": {"gpu": {"count": 0}}}
+    body = {
+        "model": {"source": "pvc://models/base"},
+        "dataset": {"source": "pvc://data/train.jsonl"},
+        "resources": {"gpu": {"count": 0}},
+    }
     return {"apiVersion": names.API_VERSION, "kind": names.KIND, "metadata": {"name": name}, "spec": body | spec}
 
 
@@ -96,10 +108,14 @@ class Jobs:
         self.api, self.namespace, self._control_plane = control_plane.api, namespace, control_plane
         for claim in ("models", "data"):
             spec = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}
-            self.api.post(f"/api/v1/namespaces/{namespace}/persistentvolumeclaims", {"metadata": {"name": claim}, "spec": spec})
+            self.api.post(
+                f"/api/v1/namespaces/{namespace}/persistentvolumeclaims", {"metadata": {"name": claim}, "spec": spec}
+            )
 
     def create(self, name: str, **spec: Any) -> Object:
-        return self.api.post(f"{FINETUNEJOBS}/namespaces/{self.namespace}/{names.PLURAL}", build_finetunejob(name, **spec))
+        return self.api.post(
+            f"{FINETUNEJOBS}/namespaces/{self.namespace}/{names.PLURAL}", build_finetunejob(name, **spec)
+        )
 
     def get(self, name: str) -> Object:
         return self.api.get(f"{FINETUNEJOBS}/namespaces/{self.namespace}/{names.PLURAL}/{name}")
@@ -132,4 +148,4 @@ class Jobs:
                     return None
             return status
 
-        return wait_until(probe, f"{name} with {expected}", seconds, describe=lambda _: str(self.get(name).get("status")))
+        return wait_until(probe, f"{name} with {expected}", seconds, describe=lambda: str(self.get(name).get("status")))

@@ -177,7 +177,7 @@ def test_rules_say_the_same_in_python_and_in_the_api_server(shared: Jobs) -> Non
     met: set[str] = set()
     accepted = 0
 
-    @settings(max_examples=300, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=500, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
     @given(strategies.jobs())
     def compare(document: Object) -> None:
         nonlocal accepted

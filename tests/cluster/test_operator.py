@@ -67,7 +67,9 @@ def test_failures_are_retried_within_the_budget_and_the_end_stands(control_plane
     assert jobs.get("fails")["status"] == status
 
 
-@pytest.mark.parametrize(("code", "reason"), [(10, "InvalidPlanOrData"), (11, "OutOfMemory"), (12, "CheckpointUnusable")])
+@pytest.mark.parametrize(
+    ("code", "reason"), [(10, "InvalidPlanOrData"), (11, "OutOfMemory"), (12, "CheckpointUnusable")]
+)
 def test_hopeless_exits_fail_at_once(jobs, operator, kubelet, code, reason):
     kubelet(mode="scripted", script=lambda pod: Life(0.2, code, words(reason, "Lower maxLength.")))
     jobs.create("hopeless")
@@ -79,7 +81,10 @@ def test_hopeless_exits_fail_at_once(jobs, operator, kubelet, code, reason):
 
 def test_preemptions_do_not_count(jobs, operator, kubelet):
     ends = iter([75, 75, 0])
-    kubelet(mode="scripted", script=lambda pod: Life(0.3, next(ends), words("Preempted", "Saved at step 5.", checkpoint_step=5)))
+    kubelet(
+        mode="scripted",
+        script=lambda pod: Life(0.3, next(ends), words("Preempted", "Saved at step 5.", checkpoint_step=5)),
+    )
     jobs.create("spot", runPolicy={"backoffLimit": 0})
     status = jobs.wait_for("spot", phase="Succeeded", seconds=120)
     assert (status["restarts"], status["preemptions"]) == (0, 2)
@@ -120,7 +125,9 @@ def test_deletion_collects_the_children_and_keeps_the_output(control_plane, jobs
     for name in ("gone", "all-gone"):
         jobs.wait_for(name, phase="Succeeded")
     control_plane.kubectl("delete", "ftj", "gone", "all-gone", namespace=jobs.namespace)
-    wait_until(lambda: not jobs.workloads() and not jobs.children("configmaps") and not jobs.children("pods"), "no children")
+    wait_until(
+        lambda: not jobs.workloads() and not jobs.children("configmaps") and not jobs.children("pods"), "no children"
+    )
     wait_until(lambda: len(jobs.children("persistentvolumeclaims")) == 1, "one claim")
     assert [claim["metadata"]["name"] for claim in jobs.children("persistentvolumeclaims")] == ["gone-output"]
     # The name can be used again, and so can the claim.
@@ -144,7 +151,10 @@ def test_somebody_elses_job_is_left_alone(control_plane, jobs, operator, kubelet
 
 
 def test_what_people_see(control_plane, jobs, operator, kubelet):
-    kubelet(mode="scripted", script=lambda pod: Life(1.0, 0, words("Succeeded", "Trained 9 steps.", step=9, total_steps=9, loss=0.5)))
+    kubelet(
+        mode="scripted",
+        script=lambda pod: Life(1.0, 0, words("Succeeded", "Trained 9 steps.", step=9, total_steps=9, loss=0.5)),
+    )
     jobs.create("shown")
     jobs.wait_for("shown", phase="Succeeded")
     table = control_plane.kubectl("get", "ftj", "-o", "wide", namespace=jobs.namespace)

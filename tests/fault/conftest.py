@@ -12,10 +12,10 @@ __all__ = ["_sandbox", "control_plane", "kubelet", "namespace"]
 
 
 @pytest.fixture
-def kubeconfig(control_plane: ControlPlane) -> Path:  # noqa: F811
+def kubeconfig(control_plane: ControlPlane) -> Path:
     return install(control_plane)
 
 
 @pytest.fixture
-def jobs(kubeconfig: Path, control_plane: ControlPlane, namespace: str) -> Jobs:  # noqa: F811
+def jobs(kubeconfig: Path, control_plane: ControlPlane, namespace: str) -> Jobs:
     return Jobs(control_plane, namespace)

@@ -47,13 +47,15 @@ def live(jobs, kubeconfig, name: str, fault_at: int, before: bool) -> int:
             reconciler = Reconciler(Cluster(faulty, lambda: 60.0), Settings())
         return (jobs.get(name).get("status") or {}).get("phase") == "Succeeded"
 
-    wait_until(one_pass, f"{name} Succeeded", describe=lambda _: str(jobs.get(name).get("status")))
+    wait_until(one_pass, f"{name} Succeeded", describe=lambda: str(jobs.get(name).get("status")))
     return faulty.calls
 
 
 def without_identity(value):
     """Statuses of two jobs are the same but for names, uids and times."""
-    return re.sub(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ|[0-9a-f]{8}-[0-9a-f-]{27}|life-[0-9]+-(True|False)", "…", str(value))
+    return re.sub(
+        r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ|[0-9a-f]{8}-[0-9a-f-]{27}|life-[0-9]+-(True|False)", "…", str(value)
+    )
 
 
 @pytest.mark.parametrize("before", [True, False], ids=["request-lost", "answer-lost"])
@@ -67,7 +69,9 @@ def test_a_fault_at_each_call(control_plane, jobs, kubeconfig, kubelet, before):
         name = f"life-{fault_at}-{before}".lower()
         calls = live(jobs, kubeconfig, name, fault_at, before)
         status = jobs.get(name)["status"]
-        assert without_identity(status).replace(name, "…") == without_identity(expected).replace(f"life-0-{before}".lower(), "…")
+        assert without_identity(status).replace(name, "…") == without_identity(expected).replace(
+            f"life-0-{before}".lower(), "…"
+        )
         workloads = [w for w in jobs.workloads() if w["metadata"]["name"] == name]
         assert len(workloads) == 1
         assert workloads[0]["metadata"]["uid"] == status["workload"]["uid"]

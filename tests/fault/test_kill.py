@@ -54,7 +54,7 @@ def test_fifty_jobs_survive_twenty_kills(control_plane, jobs, kubeconfig, namesp
             lambda: all((job.get("status") or {}).get("completionTime") for job in jobs.all()),
             "the end of all jobs",
             seconds=180,
-            describe=lambda _: str(Counter((job.get("status") or {}).get("phase") for job in jobs.all())),
+            describe=lambda: str(Counter((job.get("status") or {}).get("phase") for job in jobs.all())),
         )
         reached = {
             job["metadata"]["name"]: (job["status"]["phase"], job["status"]["restarts"], job["status"]["preemptions"])
@@ -71,7 +71,9 @@ def test_fifty_jobs_survive_twenty_kills(control_plane, jobs, kubeconfig, namesp
     assert len([event for event in jobs.api.items(f"/api/v1/namespaces/{namespace}/events") if event["involvedObject"]["kind"] == names.KIND and event["reason"] == "WorkloadCreated"]) == JOBS  # fmt: skip
 
 
-def test_of_two_replicas_one_writes_and_the_other_takes_over(control_plane, jobs, kubeconfig, namespace, tmp_path, kubelet):
+def test_of_two_replicas_one_writes_and_the_other_takes_over(
+    control_plane, jobs, kubeconfig, namespace, tmp_path, kubelet
+):
     kubelet(mode="scripted")
     first = OperatorProcess(kubeconfig, namespace, tmp_path, "a")
     second = OperatorProcess(kubeconfig, namespace, tmp_path, "b")

@@ -20,7 +20,9 @@ def test_quickstart(control_plane, kubeconfig, namespace, tmp_path, kubelet, job
         begin = control_plane.audit.mark()
         began = time.monotonic()
         control_plane.kubectl("apply", "--filename", str(QUICKSTART), namespace=namespace)
-        control_plane.kubectl("wait", "--for=condition=Complete", "ftj/quickstart", "--timeout=1500s", namespace=namespace)
+        control_plane.kubectl(
+            "wait", "--for=condition=Complete", "ftj/quickstart", "--timeout=1500s", namespace=namespace
+        )
         seconds = time.monotonic() - began
         print(f"\ncomplete after {seconds:.0f} s")
         print(control_plane.kubectl("get", "ftj", "-o", "wide", namespace=namespace))
@@ -50,7 +52,9 @@ def test_quickstart(control_plane, kubeconfig, namespace, tmp_path, kubelet, job
 
         # `render` prints what was applied, object by object.
         command = [Path(sys.executable).with_name("finetune"), "render", "-f", "-", "-o", "json"]
-        rendered = json.loads(subprocess.run(command, input=json.dumps(live), capture_output=True, text=True, check=True).stdout)
+        rendered = json.loads(
+            subprocess.run(command, input=json.dumps(live), capture_output=True, text=True, check=True).stdout
+        )
         applied = [write.body for write in writes if write.verb == "patch"]
         assert [manifest["kind"] for manifest in applied] == ["PersistentVolumeClaim", "ConfigMap", "Job"]
         assert rendered == applied
@@ -65,7 +69,12 @@ def test_quickstart(control_plane, kubeconfig, namespace, tmp_path, kubelet, job
 
         # Deletion collects all children; the output stays.
         control_plane.kubectl("delete", "--filename", str(QUICKSTART), namespace=namespace)
-        wait_until(lambda: not jobs.workloads() and not jobs.children("pods") and not jobs.children("configmaps"), "no children")
+        wait_until(
+            lambda: not jobs.workloads() and not jobs.children("pods") and not jobs.children("configmaps"),
+            "no children",
+        )
         assert [claim["metadata"]["name"] for claim in jobs.children("persistentvolumeclaims")] == ["quickstart-output"]
         events = jobs.api.items(f"/api/v1/namespaces/{namespace}/events")
-        assert {"WorkloadCreated", "Succeeded"} <= {event["reason"] for event in events if event["involvedObject"]["kind"] == names.KIND}
+        assert {"WorkloadCreated", "Succeeded"} <= {
+            event["reason"] for event in events if event["involvedObject"]["kind"] == names.KIND
+        }

@@ -60,7 +60,9 @@ def test_only_fields_that_follow_are_patched():
     intent = decide_intent(build_snapshot(job, build_workload(activeDeadlineSeconds=60)), decide(job)[1])
     assert intent.workload_patch == {"suspend": True, "activeDeadlineSeconds": None, "ttlSecondsAfterFinished": 3600}
     finished = build_workload(finished=("Complete", "CompletionsReached"))
-    assert decide_intent(build_snapshot(job, finished), decide(job)[1]).workload_patch == {"ttlSecondsAfterFinished": 3600}
+    assert decide_intent(build_snapshot(job, finished), decide(job)[1]).workload_patch == {
+        "ttlSecondsAfterFinished": 3600
+    }
 
 
 def test_nothing_is_done_to_a_job_that_is_as_it_should_be():

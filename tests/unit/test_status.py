@@ -10,7 +10,17 @@ from finetune_operator.spec.parse import parse_finetunejob
 from finetune_operator.status.decide import decide_status
 from finetune_operator.status.events import decide_events
 from finetune_operator.status.stage import decide_stage, is_finished
-from tests.unit.world import NOW, RUNNING, UID, build_finetunejob, build_pod, build_snapshot, build_workload, decide, exited
+from tests.unit.world import (
+    NOW,
+    RUNNING,
+    UID,
+    build_finetunejob,
+    build_pod,
+    build_snapshot,
+    build_workload,
+    decide,
+    exited,
+)
 
 
 def status_of(snapshot, problems=(), obstacle=None, refusal=None):
@@ -32,7 +42,13 @@ def test_created():
     _, status = status_of(build_snapshot(build_finetunejob(), build_workload()))
     assert status["phase"] == Phase.PENDING
     assert true_conditions(status) == {"Validated", "Progressing"}
-    assert status["workload"] == {"kind": "Job", "name": "bot", "uid": "job-1", "restartsBefore": 0, "preemptionsBefore": 0}
+    assert status["workload"] == {
+        "kind": "Job",
+        "name": "bot",
+        "uid": "job-1",
+        "restartsBefore": 0,
+        "preemptionsBefore": 0,
+    }
     assert status["startTime"] == "2026-01-01T12:00:00Z"
     assert all(condition["observedGeneration"] == 1 for condition in status["conditions"])
 
@@ -61,7 +77,9 @@ def test_progress_reaches_the_status_and_the_same_figures_are_no_news():
 
 def test_conditions_keep_their_transition_time():
     _, first = status_of(build_snapshot(build_finetunejob(), build_workload()))
-    later = build_snapshot(build_finetunejob(first), build_workload(), [build_pod(RUNNING)], now=NOW + timedelta(minutes=5))
+    later = build_snapshot(
+        build_finetunejob(first), build_workload(), [build_pod(RUNNING)], now=NOW + timedelta(minutes=5)
+    )
     _, second = status_of(later)
     assert {c["lastTransitionTime"] for c in second["conditions"]} == {"2026-01-01T12:00:00Z"}
     assert second["phase"] == Phase.PREPARING
@@ -74,7 +92,9 @@ def test_success():
     assert true_conditions(status) == {"Validated", "Complete"} and status["phase"] == Phase.SUCCEEDED
     assert status["artifacts"] == [{"type": "adapter", "uri": "pvc://bot-output/adapter", "bytes": 10, "sha256": "ab"}]
     assert status["progress"]["percent"] == 100 and status["progress"]["evalLoss"] == 0.7
-    assert [event.reason for event in decide_events(stage, {"workload": status["workload"]}, status)] == [Reason.SUCCEEDED]
+    assert [event.reason for event in decide_events(stage, {"workload": status["workload"]}, status)] == [
+        Reason.SUCCEEDED
+    ]
     # The end stands, whatever becomes of the children.
     for gone in (None, build_workload(uid="another")):
         after = build_snapshot(build_finetunejob(status), gone, now=NOW + timedelta(days=1))
@@ -87,7 +107,9 @@ def test_hopeless_exits_tell_their_reason(code):
     pod = build_pod(exited(code, words(reason=TABLE[code].reason, message="Column 'text' is missing; name it.")))
     still = build_snapshot(build_finetunejob({"phase": Phase.PREPARING, "message": "x"}), build_workload(), [pod])
     assert status_of(still)[0].phase == Phase.PREPARING  # the Job controller has not decided yet
-    ended = build_snapshot(build_finetunejob(), build_workload(failed=1, finished=("Failed", "PodFailurePolicy")), [pod])
+    ended = build_snapshot(
+        build_finetunejob(), build_workload(failed=1, finished=("Failed", "PodFailurePolicy")), [pod]
+    )
     stage, status = status_of(ended)
     assert (stage.reason, status["message"]) == (TABLE[code].reason, "Column 'text' is missing; name it.")
     assert status["restarts"] == 0 and is_finished(status)
@@ -95,7 +117,9 @@ def test_hopeless_exits_tell_their_reason(code):
 
 def test_restarts_are_counted_once_they_happened():
     first = build_pod(exited(1, words(reason="TrainerError", message="boom")))
-    undecided = build_snapshot(build_finetunejob({"phase": Phase.PREPARING, "message": "x"}), build_workload(failed=0), [first])
+    undecided = build_snapshot(
+        build_finetunejob({"phase": Phase.PREPARING, "message": "x"}), build_workload(failed=0), [first]
+    )
     assert status_of(undecided)[1]["restarts"] == 0
     stage, status = status_of(build_snapshot(build_finetunejob(), build_workload(failed=1), [first]))
     assert (stage.reason, status["restarts"]) == (Reason.RESTARTING, 1)
@@ -123,8 +147,14 @@ def test_a_suspended_pod_is_no_preemption():
 
 
 def test_a_workload_made_anew_goes_on_with_the_budget():
-    before = {"restarts": 2, "preemptions": 1, "workload": {"uid": "job-1", "restartsBefore": 0, "preemptionsBefore": 0}}
-    _, status = status_of(build_snapshot(build_finetunejob(before), build_workload(uid="job-2", failed=1), [build_pod(RUNNING)]))
+    before = {
+        "restarts": 2,
+        "preemptions": 1,
+        "workload": {"uid": "job-1", "restartsBefore": 0, "preemptionsBefore": 0},
+    }
+    _, status = status_of(
+        build_snapshot(build_finetunejob(before), build_workload(uid="job-2", failed=1), [build_pod(RUNNING)])
+    )
     assert status["restarts"] == 3
     assert status["workload"]["restartsBefore"] == 2 and status["preemptions"] == 1
 
@@ -146,7 +176,9 @@ def test_image_errors_are_told():
 
 def test_the_kernels_oom_kill_names_the_field():
     pod = build_pod({"terminated": {"exitCode": 137, "reason": "OOMKilled"}})
-    snapshot = build_snapshot(build_finetunejob(), build_workload(failed=4, finished=("Failed", "BackoffLimitExceeded")), [pod])
+    snapshot = build_snapshot(
+        build_finetunejob(), build_workload(failed=4, finished=("Failed", "BackoffLimitExceeded")), [pod]
+    )
     stage, status = status_of(snapshot)
     assert stage.reason == Reason.BACKOFF_LIMIT_EXCEEDED and "resources.memory" in stage.message
     assert status["restarts"] == 3

@@ -25,8 +25,14 @@ def build_workload(owner: str = UID, uid: str = "job-1", failed: int = 0, finish
     metadata = {"name": "bot", "uid": uid, "ownerReferences": [{"uid": owner, "controller": True}]}
     if deleting:
         metadata["deletionTimestamp"] = "2026-01-01T11:59:00Z"
-    conditions = [{"type": finished[0], "status": "True", "reason": finished[1], "message": "Job's words"}] if finished else []
-    return {"metadata": metadata, "spec": {"suspend": False} | spec, "status": {"failed": failed, "conditions": conditions}}
+    conditions = (
+        [{"type": finished[0], "status": "True", "reason": finished[1], "message": "Job's words"}] if finished else []
+    )
+    return {
+        "metadata": metadata,
+        "spec": {"suspend": False} | spec,
+        "status": {"failed": failed, "conditions": conditions},
+    }
 
 
 def build_pod(state: dict[str, Any] | None = None, name: str = "bot-1", created: str = "2026-01-01T11:00:00Z", **fields: Any) -> dict[str, Any]:  # fmt: skip

@@ -6,7 +6,7 @@ import platform
 import re
 import sys
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -42,9 +42,12 @@ class LocalRun:
 
 
 def build_local_run(
-    job: FineTuneJob, settings: Settings, layout: LocalLayout, config_maps: Mapping[str, Manifest], caller: Mapping[str, str]
+    job: FineTuneJob, settings: Settings, layout: LocalLayout, config_maps: Mapping[str, Manifest], caller: Mapping[str, str], taken_ports: Container[int]
 ) -> LocalRun:  # fmt: skip
-    """``caller`` is the environment of the person. Raises CommandError with all that is missing."""
+    """``caller`` is the environment of the person, ``taken_ports`` what other processes of the machine listen on.
+
+    Raises CommandError with all that is missing.
+    """
     problems = [*_find_missing_claims(job, layout), *_find_missing_config_maps(job, config_maps)]
     if problems:
         raise CommandError("\n".join(problems))
@@ -59,15 +62,19 @@ def build_local_run(
     manifests = build_manifests(job, decided, settings, layout)
     by_kind = {each["kind"]: each for each in manifests}
     container = by_kind["Job"]["spec"]["template"]["spec"]["containers"][0]
-    files[Path(layout.plan_file)] = by_kind["ConfigMap"]["data"][names.PLAN_KEY].encode()
+    plan, remarks = decided.plan, list(_list_remarks(job))
+    if plan.observability.metrics_port in taken_ports:
+        remarks.append(f"port {plan.observability.metrics_port} is taken here: metrics are on a free one")
+        plan = plan.model_copy(update={"observability": plan.observability.model_copy(update={"metrics_port": 0})})
+    files[Path(layout.plan_file)] = plan.to_json().encode()
     command: list[str] = container["command"] + container["args"]
     environment = _build_environment(container, job, config_maps, caller)
     return LocalRun(
-        plan=decided.plan,
+        plan=plan,
         command=[sys.executable if command[0] == "python" else command[0], *command[1:]],
         environment={**caller, **environment},
         files=files,
-        remarks=list(_list_remarks(job)),
+        remarks=remarks,
     )
 
 

@@ -5,6 +5,7 @@ import fcntl
 import importlib.util
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -40,7 +41,8 @@ def run_file(file: Path, output_dir: Path | None, claims: list[str], settings_fi
         str(each.get("metadata", {}).get("name")): each for each in found.others if each.get("kind") == "ConfigMap"
     }
     layout = build_layout(job, output_dir, _find_cache(), folders)
-    local = build_local_run(job, settings, layout, config_maps, os.environ)
+    taken = _find_taken(job.spec.observability.metrics_port)
+    local = build_local_run(job, settings, layout, config_maps, os.environ, taken)
     with _lock(Path(layout.root)) as lock:
         for path, content in local.files.items():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -53,6 +55,17 @@ def run_file(file: Path, output_dir: Path | None, claims: list[str], settings_fi
     elif status == ExitCode.PREEMPTED:
         open_stderr().print("stopped; the same command goes on from the last checkpoint", markup=False)
     return status
+
+
+def _find_taken(port: int) -> set[int]:
+    """The port, if another process of this machine listens on it."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return {port}
+    return set()
 
 
 def _parse_claims(claims: list[str]) -> dict[str, Path]:

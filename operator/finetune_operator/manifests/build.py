@@ -10,7 +10,9 @@ from finetune_operator.plan.layout import Layout
 from finetune_operator.settings import Settings
 
 
-def build_manifests(job: FineTuneJob, decided: Decided, settings: Settings, layout: Layout, restarts: int = 0) -> list[Manifest]:
+def build_manifests(
+    job: FineTuneJob, decided: Decided, settings: Settings, layout: Layout, restarts: int = 0
+) -> list[Manifest]:
     """Claims first, the Job last: a pod never waits for what comes after it."""
     manifests = (
         build_output_claim(job, decided, settings),

@@ -8,14 +8,18 @@ from finetune_operator.observe.progress import ProgressPoller
 from finetune_operator.observe.snapshot import Snapshot, parse_pod, parse_workload
 
 
-def gather_snapshot(cluster: Cluster, poller: ProgressPoller, finetunejob: Manifest, children: list[tuple[str, str]], metrics_port: int) -> Snapshot:
+def gather_snapshot(
+    cluster: Cluster, poller: ProgressPoller, finetunejob: Manifest, children: list[tuple[str, str]], metrics_port: int
+) -> Snapshot:
     """``children``: (kind, name) of what must exist before the workload; only looked up while there is none."""
     namespace, name = finetunejob["metadata"]["namespace"], finetunejob["metadata"]["name"]
     now = datetime.now(UTC)
     job = cluster.fetch_job(namespace, name)
     if job is None:
         found = {(kind, child): cluster.fetch(kind, namespace, child) for kind, child in children}
-        return Snapshot(finetunejob, None, (), None, {key: value for key, value in found.items() if value is not None}, now)
+        return Snapshot(
+            finetunejob, None, (), None, {key: value for key, value in found.items() if value is not None}, now
+        )
     workload = parse_workload(job)
     # Pods by their controller: a label alone could be on anybody's pod.
     owned = [pod for pod in cluster.list_pods(namespace, name) if _controller(pod) == workload.uid]
@@ -40,4 +44,3 @@ def _controller(manifest: Manifest) -> str | None:
 def decide_children(manifests: list[Manifest]) -> list[tuple[str, str]]:
     """(kind, name) of every manifest but the workload."""
     return [(manifest["kind"], manifest["metadata"]["name"]) for manifest in manifests if manifest["kind"] != "Job"]
-

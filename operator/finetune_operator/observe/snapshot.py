@@ -99,7 +99,9 @@ def parse_workload(job: Manifest) -> Workload:
     """A Job as the API server returns it."""
     metadata, status = job["metadata"], job.get("status") or {}
     owner = next((owner for owner in metadata.get("ownerReferences", ()) if owner.get("controller")), None)
-    holding = {condition["type"]: condition for condition in status.get("conditions") or () if condition["status"] == "True"}
+    holding = {
+        condition["type"]: condition for condition in status.get("conditions") or () if condition["status"] == "True"
+    }
     finished = next((type_ for type_ in ("Complete", "Failed") if type_ in holding), None)
     return Workload(
         name=metadata["name"],
@@ -121,7 +123,11 @@ def parse_pod(pod: Manifest) -> Pod:
     conditions = {condition["type"]: condition for condition in status.get("conditions") or ()}
     scheduled, disruption = conditions.get("PodScheduled", {}), conditions.get("DisruptionTarget", {})
     unschedulable = scheduled.get("reason") == "Unschedulable"
-    states = (container.get("state") or {} for container in status.get("containerStatuses") or () if container["name"] == names.CONTAINER)
+    states = (
+        container.get("state") or {}
+        for container in status.get("containerStatuses") or ()
+        if container["name"] == names.CONTAINER
+    )
     state = next(states, {})
     waiting, terminated = state.get("waiting") or {}, state.get("terminated") or {}
     return Pod(

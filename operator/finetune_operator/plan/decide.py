@@ -65,7 +65,12 @@ def decide_plan(job: FineTuneJob, settings: Settings, layout: Layout) -> Decided
     spec, notes = job.spec, Decisions()
     gpus = spec.resources.gpu.count
     run_id = job.metadata.uid or UNBORN_UID
-    precision: Any = notes.choose("training.precision", spec.training.precision, "bf16" if gpus else "fp32", "bf16 has float32's range at half the cost on GPUs" if gpus else "CPUs are fastest and exact in fp32")
+    precision: Any = notes.choose(
+        "training.precision",
+        spec.training.precision,
+        "bf16" if gpus else "fp32",
+        "bf16 has float32's range at half the cost on GPUs" if gpus else "CPUs are fastest and exact in fp32",
+    )
     dtype = _decide_dtype(spec, notes)
     output = _decide_output_directory(spec, notes, job.metadata.name, layout)
     plan = p.TrainingPlan(
@@ -138,7 +143,9 @@ def _decide_dtype(spec: FineTuneJobSpec, notes: Decisions) -> p.Dtype:
 
 
 def _decide_output_directory(spec: FineTuneJobSpec, notes: Decisions, name: str, layout: Layout) -> str:
-    destination = notes.choose("output.destination", spec.output.destination, f"pvc://{name}-output", "a claim of the job's own")
+    destination = notes.choose(
+        "output.destination", spec.output.destination, f"pvc://{name}-output", "a claim of the job's own"
+    )
     source = parse_source(destination)
     if spec.output.destination is None:
         return layout.output
@@ -187,7 +194,13 @@ def _decide_method(spec: FineTuneJobSpec, notes: Decisions, dtype: p.Dtype) -> p
 
 def _decide_hyperparameters(spec: FineTuneJobSpec, notes: Decisions, precision: Any) -> p.HyperparameterPlan:
     training, gpus, method = spec.training, spec.resources.gpu.count, spec.method.type
-    epochs = None if training.max_steps else notes.choose("training.epochs", training.epochs, 3.0, "a usual length where the loss of adapters levels off")
+    epochs = (
+        None
+        if training.max_steps
+        else notes.choose(
+            "training.epochs", training.epochs, 3.0, "a usual length where the loss of adapters levels off"
+        )
+    )
     batch, accumulation = _decide_batch(spec, notes)
     if method == "qlora" and gpus:
         optimizer, because = "paged_adamw_32bit", "pages out of GPU memory at peaks (QLoRA paper)"
@@ -206,7 +219,7 @@ def _decide_hyperparameters(spec: FineTuneJobSpec, notes: Decisions, precision: 
         gradient_accumulation=accumulation,
         max_length=training.max_length,
         gradient_checkpointing=notes.choose("training.gradientCheckpointing", training.gradient_checkpointing, gpus > 0, "GPU memory is dearer than time" if gpus else "host memory is cheaper than time"),
-        optimizer=notes.choose("training.optimizer", training.optimizer, optimizer, because),  # type: ignore[type-var]
+        optimizer=notes.choose("training.optimizer", training.optimizer, optimizer, because),
         max_grad_norm=notes.choose("training.maxGradNorm", training.max_grad_norm, 0.3 if method == "qlora" else 1.0, "as in the QLoRA paper" if method == "qlora" else "the usual bound"),
         seed=training.seed,
         precision=precision,
@@ -221,10 +234,30 @@ def _decide_batch(spec: FineTuneJobSpec, notes: Decisions) -> tuple[int, int]:
     if training.global_batch_size is not None:
         share = training.global_batch_size // devices
         fitting = max(size for size in range(1, usual + 1) if share % size == 0)
-        batch = notes.choose("training.perDeviceBatchSize", training.per_device_batch_size, fitting, f"divides the {share} rows that each device gets of globalBatchSize")
+        batch = notes.choose(
+            "training.perDeviceBatchSize",
+            training.per_device_batch_size,
+            fitting,
+            f"divides the {share} rows that each device gets of globalBatchSize",
+        )
         return batch, notes.choose("training.gradientAccumulation", None, share // batch, "what globalBatchSize needs")
-    batch = notes.choose("training.perDeviceBatchSize", training.per_device_batch_size, usual, "full fine-tuning needs the memory elsewhere" if usual == 1 else "fits most GPUs")
+    batch = notes.choose(
+        "training.perDeviceBatchSize",
+        training.per_device_batch_size,
+        usual,
+        "full fine-tuning needs the memory elsewhere" if usual == 1 else "fits most GPUs",
+    )
     needed = math.ceil(GLOBAL_BATCH_SIZE / (batch * devices))
-    accumulation = notes.choose("training.gradientAccumulation", training.gradient_accumulation, needed, f"makes about {GLOBAL_BATCH_SIZE} rows an optimiser step")
-    notes.choose("training.globalBatchSize", None, batch * devices * accumulation, "perDeviceBatchSize x GPUs x gradientAccumulation")
+    accumulation = notes.choose(
+        "training.gradientAccumulation",
+        training.gradient_accumulation,
+        needed,
+        f"makes about {GLOBAL_BATCH_SIZE} rows an optimiser step",
+    )
+    notes.choose(
+        "training.globalBatchSize",
+        None,
+        batch * devices * accumulation,
+        "perDeviceBatchSize x GPUs x gradientAccumulation",
+    )
     return batch, accumulation

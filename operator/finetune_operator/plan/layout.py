@@ -13,10 +13,21 @@ Slot = Literal["model", "dataset", "validation", "output"]
 class Layout(Protocol):
     """Paths as the trainer's process sees them."""
 
-    plan_file: str
-    cache: str
-    output: str
-    termination_log: str
+    @property
+    def plan_file(self) -> str:
+        """The TrainingPlan."""
+
+    @property
+    def cache(self) -> str:
+        """Folder for downloads and converted models."""
+
+    @property
+    def output(self) -> str:
+        """Folder of the output when the job names no destination."""
+
+    @property
+    def termination_log(self) -> str:
+        """File for the trainer's last words."""
 
     def claim(self, slot: Slot, name: str) -> str:
         """Folder of a PersistentVolumeClaim."""

@@ -24,7 +24,9 @@ def decide_conditions(stage: Stage, before: list[Manifest], generation: int, now
         Condition.SUSPENDED: stage.phase == Phase.SUSPENDED,
     }
     told = {
-        Condition.VALIDATED: (Reason.ACCEPTED, "The spec is valid.") if holds[Condition.VALIDATED] else (reason, message),
+        Condition.VALIDATED: (Reason.ACCEPTED, "The spec is valid.")
+        if holds[Condition.VALIDATED]
+        else (reason, message),
         Condition.SUSPENDED: (reason, message) if holds[Condition.SUSPENDED] else (Reason.NOT_SUSPENDED, ""),
     }
     return [
@@ -50,4 +52,3 @@ def _build_condition(type_: str, holding: bool, reason: str, message: str, befor
 def format_time(moment: datetime) -> str:
     """As metav1.Time writes it."""
     return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
-

@@ -38,7 +38,18 @@ def decide_status(snapshot: Snapshot, stage: Stage, job: FineTuneJob | None, dec
     return status
 
 
-KEPT = ("startTime", "completionTime", "plan", "workload", "progress", "checkpoints", "restarts", "preemptions", "node", "artifacts")
+KEPT = (
+    "startTime",
+    "completionTime",
+    "plan",
+    "workload",
+    "progress",
+    "checkpoints",
+    "restarts",
+    "preemptions",
+    "node",
+    "artifacts",
+)
 
 
 def _add_workload(status: Manifest, snapshot: Snapshot, workload: Workload) -> None:
@@ -48,7 +59,13 @@ def _add_workload(status: Manifest, snapshot: Snapshot, workload: Workload) -> N
         bases = known["restartsBefore"], known["preemptionsBefore"]
     else:
         bases = before.get("restarts", 0), before.get("preemptions", 0)
-    status["workload"] = {"kind": "Job", "name": workload.name, "uid": workload.uid, "restartsBefore": bases[0], "preemptionsBefore": bases[1]}
+    status["workload"] = {
+        "kind": "Job",
+        "name": workload.name,
+        "uid": workload.uid,
+        "restartsBefore": bases[0],
+        "preemptionsBefore": bases[1],
+    }
     # The failure that ended the job was not followed by a restart.
     failures = workload.failed - (1 if workload.finished == "Failed" and workload.failed else 0)
     preempted = sum(pod.preempted for pod in snapshot.pods)
@@ -65,7 +82,11 @@ def _add_progress(status: Manifest, snapshot: Snapshot, stage: Stage) -> None:
     told = snapshot.progress
     if told is not None and stage.phase in RUNNING_PHASES:
         news = _number_fields(told.step, told.total_steps, told.loss, told.eval_loss, told.tokens_per_second)
-        news |= {"epoch": round(told.epoch, 2), "learningRate": _round(told.learning_rate), "etaSeconds": _whole(told.eta_seconds)}
+        news |= {
+            "epoch": round(told.epoch, 2),
+            "learningRate": _round(told.learning_rate),
+            "etaSeconds": _whole(told.eta_seconds),
+        }
         _replace_progress(status, news, snapshot)
 
 

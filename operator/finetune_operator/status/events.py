@@ -7,7 +7,9 @@ from finetune_api.names import Phase, Reason
 from finetune_operator.observe.snapshot import Manifest
 from finetune_operator.status.stage import Stage
 
-WARNINGS = frozenset({Reason.NAME_CONFLICT, Reason.REFUSED, Reason.UNSCHEDULABLE, Reason.IMAGE_PULL, Reason.CONTAINER_CONFIG})
+WARNINGS = frozenset(
+    {Reason.NAME_CONFLICT, Reason.REFUSED, Reason.UNSCHEDULABLE, Reason.IMAGE_PULL, Reason.CONTAINER_CONFIG}
+)
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,9 @@ def decide_events(stage: Stage, before: Manifest, after: Manifest) -> list[Event
     """What changed between two statuses, as Events; nothing when a person would learn nothing."""
     events = []
     if "workload" in after and before.get("workload", {}).get("uid") != after["workload"]["uid"]:
-        events.append(Event("Normal", Reason.CREATED, f"Created {after['workload']['kind']} {after['workload']['name']}."))
+        events.append(
+            Event("Normal", Reason.CREATED, f"Created {after['workload']['kind']} {after['workload']['name']}.")
+        )
     if after.get("restarts", 0) > before.get("restarts", 0):
         events.append(Event("Warning", Reason.RESTARTING, f"Restart {after['restarts']}: {stage.message}"))
     if stage.phase == before.get("phase") and stage.reason == _reason(before):
@@ -40,4 +44,6 @@ def decide_events(stage: Stage, before: Manifest, after: Manifest) -> list[Event
 
 
 def _reason(status: Manifest) -> str | None:
-    return next((condition["reason"] for condition in status.get("conditions", ()) if condition["type"] == "Progressing"), None)
+    return next(
+        (condition["reason"] for condition in status.get("conditions", ()) if condition["type"] == "Progressing"), None
+    )

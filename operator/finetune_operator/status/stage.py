@@ -54,7 +54,9 @@ def is_finished(status: Manifest) -> bool:
 
     An invalid spec is no end: nothing ran yet, and a mended spec is run.
     """
-    return is_true(status, Condition.COMPLETE) or (is_true(status, Condition.FAILED) and is_true(status, Condition.VALIDATED))
+    return is_true(status, Condition.COMPLETE) or (
+        is_true(status, Condition.FAILED) and is_true(status, Condition.VALIDATED)
+    )
 
 
 def _decide_recorded_end(snapshot: Snapshot) -> Stage | None:
@@ -118,7 +120,11 @@ def _decide_between_pods(snapshot: Snapshot, pod: Pod) -> Stage:
     workload = snapshot.own_workload
     assert workload is not None and pod.exit_code is not None
     retry = parse_exit_code(pod.exit_code).retry
-    counted = [p for p in snapshot.pods if p.exit_code and not p.disrupted and parse_exit_code(p.exit_code).retry is Retry.COUNTED]
+    counted = [
+        p
+        for p in snapshot.pods
+        if p.exit_code and not p.disrupted and parse_exit_code(p.exit_code).retry is Retry.COUNTED
+    ]
     if retry is Retry.FREE or pod.disrupted or (retry is Retry.COUNTED and workload.failed >= len(counted)):
         return Stage(Phase.PENDING, Reason.RESTARTING, f"Starting again after: {describe_exit(pod)}")
     return _decide_training(snapshot)
@@ -151,7 +157,9 @@ def describe_exit(pod: Pod) -> str:
 
 def is_true(status: Manifest, type_: str) -> bool:
     """Whether a condition of a status holds."""
-    return any(condition["type"] == type_ and condition["status"] == "True" for condition in status.get("conditions", ()))
+    return any(
+        condition["type"] == type_ and condition["status"] == "True" for condition in status.get("conditions", ())
+    )
 
 
 def _last_words(pod: Pod | None) -> str:

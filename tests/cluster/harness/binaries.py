@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -48,19 +48,61 @@ def ensure_binaries() -> Path:
                 f"KUBEBUILDER_ASSETS={assets} lacks {', '.join(missing)}: add them, or unset it to have them built."
             )
         return Path(assets)
+    return build_binaries(PROGRAMS)
+
+
+def build_binaries(programs: Iterable[str]) -> Path:
+    """The cache's folder with these programs, those of KUBERNETES' module or etcd; builds what is not there yet."""
     inputs = (MODULE / "go.mod").read_bytes() + (MODULE / "go.sum").read_bytes() + LDFLAGS.encode()
     folder = cache_folder() / "kubernetes" / f"{VERSION}-{hashlib.sha256(inputs).hexdigest()[:12]}" / "bin"
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder.parent / "lock"):
-        for name in PROGRAMS:
+        for name in programs:
             if not (folder / name).is_file():
                 print(
                     f"{name} {VERSION if name != 'etcd' else ''}: getting it into {folder}", file=sys.stderr, flush=True
                 )
                 with tempfile.TemporaryDirectory(dir=folder.parent) as work:
-                    built = _find_etcd(Path(work)) if name == "etcd" else _build(name, Path(work))
+                    if name == "etcd":
+                        built = _find_packaged(name, "etcd-server", Path(work))
+                    else:
+                        built = _build(name, f"k8s.io/kubernetes/cmd/{name}", MODULE, LDFLAGS, Path(work))
                     built.replace(folder / name)
     return folder
+
+
+def ensure_tools(module: Path, packages: Mapping[str, str], ldflags: str = "-s -w") -> Path:
+    """The folder with programs of a Go module's tool directives; builds what is not there yet.
+
+    :param module: folder of go.mod and go.sum; its name is that of the folder in the cache.
+    :param packages: program -> Go package.
+    :raises MissingProgramError: one can't be built here.
+    """
+    sources = [module / "go.mod", module / "go.sum", *sorted(module.glob("*.go"))]
+    inputs = b"".join(file.read_bytes() for file in sources) + ldflags.encode()
+    folder = cache_folder() / module.name / hashlib.sha256(inputs).hexdigest()[:12] / "bin"
+    folder.mkdir(parents=True, exist_ok=True)
+    with _locked(folder.parent / "lock"):
+        for name, package in packages.items():
+            if not (folder / name).is_file():
+                print(f"{name}: getting it into {folder}", file=sys.stderr, flush=True)
+                with tempfile.TemporaryDirectory(dir=folder.parent) as work:
+                    _build(name, package, module, ldflags, Path(work)).replace(folder / name)
+    return folder
+
+
+def ensure_packaged(program: str, package: str) -> Path:
+    """A program from PATH, else out of the distribution's package, kept in the cache without installing it.
+
+    :raises MissingProgramError: neither is to be had.
+    """
+    folder = cache_folder() / "packaged"
+    folder.mkdir(parents=True, exist_ok=True)
+    with _locked(folder / "lock"):
+        if not (folder / program).is_file():
+            with tempfile.TemporaryDirectory(dir=folder) as work:
+                _find_packaged(program, package, Path(work)).replace(folder / program)
+    return folder / program
 
 
 @contextmanager
@@ -71,23 +113,14 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
-def _build(name: str, work: Path) -> Path:
+def _build(name: str, package: str, module: Path, ldflags: str, work: Path) -> Path:
     output = work / name
-    command = [
-        _find_go(),
-        "build",
-        "-trimpath",
-        "-ldflags",
-        LDFLAGS,
-        "-o",
-        str(output),
-        f"k8s.io/kubernetes/cmd/{name}",
-    ]
-    _run(name, command, "see the error above; Go fetches modules through GOPROXY", cwd=MODULE, CGO_ENABLED="0")
+    command = [find_go(), "build", "-trimpath", "-ldflags", ldflags, "-o", str(output), package]
+    _run(name, command, "see the error above; Go fetches modules through GOPROXY", cwd=module, CGO_ENABLED="0")
     return output
 
 
-def _find_go() -> str:
+def find_go() -> str:
     """A Go that is new enough, or (since 1.21) fetches the one that go.mod names."""
     if go := shutil.which("go"):
         version = subprocess.run([go, "env", "GOVERSION"], capture_output=True, text=True, check=True).stdout.strip()
@@ -104,18 +137,18 @@ def _find_go() -> str:
     return str(folder / "go/bin/go")
 
 
-def _find_etcd(work: Path) -> Path:
-    if on_path := shutil.which("etcd"):
-        return Path(shutil.copy(on_path, work / "etcd"))
-    mend = "install etcd and put it on PATH (Debian, Ubuntu: apt-get install etcd-server)"
+def _find_packaged(program: str, package: str, work: Path) -> Path:
+    if on_path := shutil.which(program):
+        return Path(shutil.copy(on_path, work / program))
+    mend = f"install {program} and put it on PATH (Debian, Ubuntu: apt-get install {package})"
     if not shutil.which("apt-get"):
-        raise MissingProgramError(f"etcd is missing: {mend}.")
+        raise MissingProgramError(f"{program} is missing: {mend}.")
     if os.geteuid() == 0:
-        _run("etcd", ["apt-get", "-qq", "update"], mend)
+        _run(program, ["apt-get", "-qq", "update"], mend)
     # The sandbox user of apt can't write into this private folder and apt would warn.
-    _run("etcd", ["apt-get", "-qq", "-o", "APT::Sandbox::User=root", "download", "etcd-server"], mend, cwd=work)
-    _run("etcd", ["dpkg", "-x", str(next(work.glob("*.deb"))), str(work)], mend)
-    return work / "usr/bin/etcd"
+    _run(program, ["apt-get", "-qq", "-o", "APT::Sandbox::User=root", "download", package], mend, cwd=work)
+    _run(program, ["dpkg", "-x", str(next(work.glob("*.deb"))), str(work)], mend)
+    return work / "usr/bin" / program
 
 
 def _run(program: str, command: list[str], mend: str, cwd: Path | None = None, **env: str) -> None:

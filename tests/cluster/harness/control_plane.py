@@ -14,6 +14,8 @@ import subprocess
 import tempfile
 import time
 import urllib.request
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -34,6 +36,23 @@ _GROUPS = {
 }
 
 
+@dataclass(frozen=True)
+class Site:
+    """Where a control plane runs, and what it needs there beyond its own."""
+
+    address: str = "127.0.0.1"
+    port: int | None = None
+    """A free one when absent."""
+    command: tuple[str, ...] = ()
+    """What each program's command starts with."""
+    users: Mapping[str, str] = field(default_factory=dict)
+    """Further users and their group."""
+    apiserver: Mapping[str, Any] = field(default_factory=dict)
+    """Flags of the API server that replace or extend those below."""
+    provision: Callable[[Api, Path], contextlib.AbstractContextManager[object]] = Provisioner
+    """Starts what binds PersistentVolumeClaims to folders below that one."""
+
+
 class ControlPlane(contextlib.ExitStack):
     """`with ControlPlane() as cp:` starts it; leaving the block stops every process and removes every file.
 
@@ -43,12 +62,17 @@ class ControlPlane(contextlib.ExitStack):
     cp.start_seconds  from nothing to an API server that says it is ready
     """
 
+    def __init__(self, site: Site | None = None) -> None:
+        super().__init__()
+        self._site = site or Site()
+        self._existing = None if site else os.environ.get(EXISTING_CLUSTER)
+
     def __enter__(self) -> Self:
         super().__enter__()
         with contextlib.ExitStack() as undo:
             undo.push(self)  # a start that fails half-way leaves nothing behind
             self.folder = Path(self.enter_context(tempfile.TemporaryDirectory(prefix="finetune-cluster-")))
-            existing = os.environ.get(EXISTING_CLUSTER)
+            existing = self._existing
             self.is_existing_cluster = existing is not None
             if existing:
                 self._kubectl, self.kubeconfig, self.start_seconds = "kubectl", Path(existing), 0.0
@@ -57,7 +81,8 @@ class ControlPlane(contextlib.ExitStack):
             self.api = Api(self.kubeconfig)
             if not existing:
                 self.audit = AuditLog(self._audit_log, self.api.get)
-                self.callback(Provisioner(Api(self.user_kubeconfig("test-provisioner")), self.folder / "claims").stop)
+                provisioner = Api(self.user_kubeconfig("test-provisioner"))
+                self.enter_context(self._site.provision(provisioner, self.folder / "claims"))
             undo.pop_all()
         return self
 
@@ -84,7 +109,8 @@ class ControlPlane(contextlib.ExitStack):
     def claim_folder(self, namespace: str, claim: str) -> Path:
         """The folder of this machine behind a bound PersistentVolumeClaim."""
         spec = self.api.get(f"/api/v1/namespaces/{namespace}/persistentvolumeclaims/{claim}")["spec"]
-        return Path(self.api.get(f"/api/v1/persistentvolumes/{spec['volumeName']}")["spec"]["hostPath"]["path"])
+        volume = self.api.get(f"/api/v1/persistentvolumes/{spec['volumeName']}")["spec"]
+        return Path((volume.get("hostPath") or volume["local"])["path"])
 
     def user_kubeconfig(self, user: str) -> Path:
         """The kubeconfig of one of the control plane's own users, such as test-kubelet."""
@@ -96,31 +122,33 @@ class ControlPlane(contextlib.ExitStack):
         self._kubectl = str(binaries / "kubectl")
         self._audit_log = self.folder / "audit.jsonl"
         self._certificate = self.folder / "certificates" / "apiserver.crt"
-        etcd_port, peer_port, port = _free_ports(3)
-        self.server = f"https://127.0.0.1:{port}"
-        self._tokens = {user: secrets.token_hex(16) for user in _GROUPS}
-        tokens = "".join(f'{self._tokens[user]},{user},{user},"{group}"\n' for user, group in _GROUPS.items())
+        etcd_port, peer_port, free_port = _free_ports(3)
+        address, port = self._site.address, self._site.port or free_port
+        self.server = f"https://{address}:{port}"
+        groups = _GROUPS | dict(self._site.users)
+        self._tokens = {user: secrets.token_hex(16) for user in groups}
+        tokens = "".join(f'{self._tokens[user]},{user},{user},"{group}"\n' for user, group in groups.items())
         (self.folder / "tokens.csv").write_text(tokens)
         (self.folder / "audit-policy.json").write_text(json.dumps(POLICY))
         self._run_etcd(binaries / "etcd", etcd_port, peer_port)
-        server = self._run(
-            binaries / "kube-apiserver",
-            etcd_servers=f"http://127.0.0.1:{etcd_port}",
-            bind_address="127.0.0.1",
-            secure_port=port,
-            endpoint_reconciler_type="none",  # it would refuse a loopback address
-            cert_dir=self._certificate.parent,
-            token_auth_file=self.folder / "tokens.csv",
-            authorization_mode="RBAC",
-            service_cluster_ip_range="10.96.0.0/16",
-            service_account_issuer="https://kubernetes.default.svc",
+        flags = {
+            "etcd_servers": f"http://127.0.0.1:{etcd_port}",
+            "bind_address": address,
+            "secure_port": port,
+            "endpoint_reconciler_type": "none",  # it would refuse a loopback address
+            "cert_dir": self._certificate.parent,
+            "token_auth_file": self.folder / "tokens.csv",
+            "authorization_mode": "RBAC",
+            "service_cluster_ip_range": "10.96.0.0/16",
+            "service_account_issuer": "https://kubernetes.default.svc",
             # The key that the API server makes for its own certificate serves here as well.
-            service_account_key_file=self._certificate.with_suffix(".key"),
-            service_account_signing_key_file=self._certificate.with_suffix(".key"),
-            audit_policy_file=self.folder / "audit-policy.json",
-            audit_log_path=self._audit_log,
-            audit_log_maxsize=0,
-        )
+            "service_account_key_file": self._certificate.with_suffix(".key"),
+            "service_account_signing_key_file": self._certificate.with_suffix(".key"),
+            "audit_policy_file": self.folder / "audit-policy.json",
+            "audit_log_path": self._audit_log,
+            "audit_log_maxsize": 0,
+        }
+        server = self._run(binaries / "kube-apiserver", **(flags | dict(self._site.apiserver)))
         self._wait_until_ready(server)
         self.start_seconds = time.monotonic() - began
         self.kubeconfig = self.user_kubeconfig("admin")
@@ -158,7 +186,7 @@ class ControlPlane(contextlib.ExitStack):
         arguments = [f"--{name.replace('_', '-')}={value}" for name, value in flags.items()]
         log = self.enter_context((self.folder / f"{program.name}.log").open("wb"))
         # setpriv: the child dies with this process, however that ends.
-        command = ["setpriv", "--pdeathsig", "KILL", str(program), *arguments]
+        command = [*self._site.command, "setpriv", "--pdeathsig", "KILL", str(program), *arguments]
         process = subprocess.Popen(command, stdout=log, stderr=log)
         self.callback(process.wait)
         self.callback(process.kill)  # not terminate: all of it is thrown away

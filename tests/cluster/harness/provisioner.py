@@ -3,6 +3,8 @@
 import shutil
 import threading
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 from tests.cluster.harness.api import Api, Object
 
@@ -19,22 +21,39 @@ class Provisioner:
         self._thread = threading.Thread(target=self._follow, name="provisioner", daemon=True)
         self._thread.start()
 
-    def stop(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._watch.stop()
         self._thread.join()
 
+    def is_due(self, claim: Object) -> bool:
+        """Whether this pending claim gets its volume now."""
+        return True
+
+    def build_volume(self, claim: Object, name: str, folder: Path) -> Object:
+        """The claim's PersistentVolume."""
+        return build_volume(claim, name, {"hostPath": {"path": str(folder)}})
+
     def _follow(self) -> None:
+        done: set[str] = set()
         for event, claim in self._watch:
             name = f"pvc-{claim['metadata']['uid']}"
             if event == "DELETED":
-                shutil.rmtree(self._folder / name, ignore_errors=True)
-                self._api.delete(f"/api/v1/persistentvolumes/{name}")
-            elif event == "ADDED" and claim["status"]["phase"] == "Pending":
+                if name in done:
+                    shutil.rmtree(self._folder / name, ignore_errors=True)
+                    self._api.delete(f"/api/v1/persistentvolumes/{name}")
+            elif name not in done and claim["status"]["phase"] == "Pending" and self.is_due(claim):
+                done.add(name)
                 (self._folder / name).mkdir(parents=True)
-                self._api.post("/api/v1/persistentvolumes", _build_volume(claim, name, self._folder / name))
+                self._api.post("/api/v1/persistentvolumes", self.build_volume(claim, name, self._folder / name))
 
 
-def _build_volume(claim: Object, name: str, folder: Path) -> Object:
+def build_volume(claim: Object, name: str, source: Object) -> Object:
+    """A PersistentVolume for this claim alone, whose volume is `source`."""
     spec, metadata = claim["spec"], claim["metadata"]
     return {
         "apiVersion": "v1",
@@ -44,9 +63,9 @@ def _build_volume(claim: Object, name: str, folder: Path) -> Object:
             "accessModes": spec["accessModes"],
             "capacity": {"storage": spec["resources"]["requests"]["storage"]},
             "claimRef": {"namespace": metadata["namespace"], "name": metadata["name"], "uid": metadata["uid"]},
-            "hostPath": {"path": str(folder)},
             "persistentVolumeReclaimPolicy": "Retain",
             "storageClassName": spec.get("storageClassName", ""),
             "volumeMode": spec.get("volumeMode", "Filesystem"),
-        },
+        }
+        | source,
     }

@@ -1,0 +1,58 @@
+"""The dashboard shows every series there is, by queries that Prometheus can parse."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from finetune_api import metrics
+from tests.chart.chart import CHART, find, render
+from tests.chart.programs import run_program
+
+DASHBOARD = CHART / "dashboards" / "finetune-jobs.json"
+# As Grafana fills them in.
+VARIABLES = {"$namespace": ".*", "$job": "bot|other", "$__rate_interval": "2m"}
+
+
+def load_queries() -> list[tuple[str, str, str]]:
+    """(title of the panel, letter, expression)."""
+    panels: list[dict[str, Any]] = json.loads(DASHBOARD.read_text())["panels"]
+    return [(p["title"], target["refId"], target["expr"]) for p in panels for target in p.get("targets", [])]
+
+
+def test_queries_are_valid(tmp_path: Path):
+    rules = []
+    for number, (_, _, expression) in enumerate(load_queries()):
+        for variable, value in VARIABLES.items():
+            expression = expression.replace(variable, value)
+        assert "$" not in expression.replace('"$1"', "")
+        rules.append({"record": f"panel:{number}", "expr": expression})
+    path = tmp_path / "queries.yaml"
+    path.write_text(yaml.safe_dump({"groups": [{"name": "panels", "rules": rules}]}))
+    print(run_program("promtool", "check", "rules", path))
+
+
+def test_every_series_of_the_trainer_is_shown():
+    shown = " ".join(expression for _, _, expression in load_queries())
+    assert [metric.name for metric in metrics.ALL if f"{metric.name}{{" not in shown] == []
+
+
+def test_panels_have_what_grafana_needs():
+    dashboard = json.loads(DASHBOARD.read_text())
+    panels = dashboard["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    letters = [(title, letter) for title, letter, _ in load_queries()]
+    assert all(letter for _, letter in letters)
+    for panel in panels:
+        assert panel["type"] == "row" or panel["description"], panel["title"]
+        names = [target["refId"] for target in panel.get("targets", [])]
+        assert len(set(names)) == len(names), panel["title"]
+        assert {target["datasource"]["uid"] for target in panel.get("targets", [])} <= {"${datasource}"}
+    assert [each["name"] for each in dashboard["templating"]["list"]] == ["datasource", "namespace", "job"]
+
+
+def test_the_chart_installs_it_for_grafanas_sidecar():
+    found = find(render("--set", "monitoring.dashboards.enabled=true"), "ConfigMap", "finetune-operator-finetune-jobs")
+    assert found["metadata"]["labels"]["grafana_dashboard"] == "1"
+    assert json.loads(found["data"]["finetune-jobs.json"]) == json.loads(DASHBOARD.read_text())

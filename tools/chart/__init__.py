@@ -1,0 +1,1 @@
+"""What of the Helm chart is generated."""
