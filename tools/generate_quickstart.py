@@ -29,8 +29,8 @@ spec:
     rank: 16
     dropout: 0
   training:
-    epochs: 3
-    learningRate: 1.0e-3
+    epochs: 2
+    learningRate: 1.5e-3
     warmupRatio: 0.05
     globalBatchSize: 4
     maxLength: 128

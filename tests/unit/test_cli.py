@@ -266,6 +266,21 @@ def test_completion_is_offered() -> None:
     assert "--install-completion" in finetune("--help").stdout
 
 
+def test_loads_nothing_heavy() -> None:
+    code = """
+import sys
+sys.argv = ["finetune", "version"]
+from finetune_operator.cli.main import main
+try:
+    main()
+except SystemExit:
+    pass
+print(sorted({"torch", "kubernetes", "kopf", "yaml", "rich", "finetune_operator.manifests"} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
 def test_run_does_not_import_torch() -> None:
     code = "import sys, finetune_operator.cli.run; print({'torch', 'transformers', 'kubernetes', 'kopf'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"

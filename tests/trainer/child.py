@@ -1,0 +1,64 @@
+"""What runs in a trainer process of the tests: the trainer's own main, with a fault at a chosen place."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def run_child(
+    plan_file: Path,
+    log: Path,
+    environment: dict[str, str],
+    kill_after_step: int | None = None,
+    kill_before_marker: int | None = None,
+    kill_before_publish: bool = False,
+) -> None:
+    """Run the plan and exit with the trainer's code.
+
+    The faults are SIGKILL to itself: behind a step's end before it is logged or saved, between a checkpoint's files
+    and its marker, or between an artifact's files and its rename.
+    """
+    os.environ.update(environment)
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+
+    import gc
+
+    import torch
+
+    from finetune_trainer.__main__ import main
+    from finetune_trainer.checkpoint import callback as checkpoint_callback
+    from finetune_trainer.export import artifacts
+    from finetune_trainer.report.callback import ReportCallback
+
+    torch.set_num_threads(1)
+    # What the server has loaded stays: collecting it again and again takes longer than the training.
+    gc.freeze()
+    on_step_end, write_marker, publish = (
+        ReportCallback.on_step_end,
+        checkpoint_callback.write_marker,
+        artifacts._publish,
+    )
+
+    def die_after_step(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == kill_after_step:
+            os.kill(os.getpid(), signal.SIGKILL)
+        on_step_end(self, args, state, control, **kwargs)
+
+    def die_before_marker(folder: Path, marker: Any) -> None:
+        if marker.step == kill_before_marker:
+            os.kill(os.getpid(), signal.SIGKILL)
+        write_marker(folder, marker)
+
+    def die_before_publish(*arguments: Any) -> Any:
+        if kill_before_publish:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return publish(*arguments)
+
+    ReportCallback.on_step_end = die_after_step  # type: ignore[method-assign]
+    checkpoint_callback.write_marker = die_before_marker
+    artifacts._publish = die_before_publish
+    sys.exit(main(["--plan", str(plan_file)]))

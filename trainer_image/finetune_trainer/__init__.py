@@ -1,0 +1,1 @@
+"""The trainer: runs a TrainingPlan. Never talks to the Kubernetes API."""

@@ -1,0 +1,127 @@
+"""``python -m finetune_trainer --plan FILE``: runs a TrainingPlan and exits with a code of ``exit_codes.TABLE``."""
+
+import argparse
+import os
+import sys
+import traceback
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from finetune_api.exit_codes import ExitCode
+from finetune_api.plan import TrainingPlan
+from finetune_api.progress import ArtifactRecord, Result
+from finetune_trainer.environment import prepare_environment, quiet_libraries
+from finetune_trainer.errors import InvalidInputError, classify_error, describe_validation_error
+from finetune_trainer.launcher import is_rank, launch
+from finetune_trainer.report.result import read_finished
+from finetune_trainer.report.server import serve_state
+from finetune_trainer.report.state import RunState
+from finetune_trainer.report.terminal import Terminal, open_terminal
+from finetune_trainer.report.termination import build_termination, write_termination
+from finetune_trainer.stop import StopRequest
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The exit code of the run that ``--plan`` names."""
+    parser = argparse.ArgumentParser(prog="finetune_trainer", description="Run a TrainingPlan.")
+    parser.add_argument("--plan", type=Path, required=True, help="JSON file of the TrainingPlan")
+    plan_file = parser.parse_args(arguments).plan
+    try:
+        plan = load_plan(plan_file)
+    except InvalidInputError as error:
+        terminal = open_terminal(is_main=True)
+        terminal.event("failed", str(error), code=int(error.code))
+        terminal.close()
+        write_termination(build_termination(error.code, str(error)))
+        return error.code
+    if plan.parallelism.processes_per_node > 1 and not is_rank():
+        return launch(plan_file, plan.parallelism)
+    prepare_environment(plan)
+    return run_plan(plan)
+
+
+def load_plan(path: Path) -> TrainingPlan:
+    """The plan in a JSON file. Raises: InvalidInputError naming the first fields that are wrong."""
+    try:
+        plan = TrainingPlan.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise InvalidInputError(f"plan {path}: {error.strerror}") from error
+    except ValidationError as error:
+        raise InvalidInputError(f"plan {path}: {describe_validation_error(error.errors())}") from error
+    _require_sense(plan)
+    return plan
+
+
+def _require_sense(plan: TrainingPlan) -> None:
+    """What only fields together show, before anything is loaded. Raises: InvalidInputError."""
+    method, training = plan.method, plan.training
+    if method.type != "full" and method.lora is None:
+        raise InvalidInputError(f"method.lora is missing, method.type {method.type} needs it")
+    if method.type == "qlora" and method.quantization is None:
+        raise InvalidInputError("method.quantization is missing, method.type qlora needs it")
+    if method.type == "full" and "adapter" in plan.output.artifacts:
+        raise InvalidInputError("output.artifacts has adapter, method.type full makes none: use merged")
+    if (training.epochs is None) == (training.max_steps is None):
+        raise InvalidInputError("exactly one of training.epochs and training.maxSteps has to be set")
+    if plan.parallelism.device == "cpu" and training.precision in ("fp16", "tf32"):
+        raise InvalidInputError(f"training.precision {training.precision} needs a GPU: use fp32 or bf16")
+
+
+def run_plan(plan: TrainingPlan) -> int:
+    """Run the plan in this process; the exit code. Says why on stderr and in the termination message."""
+    is_main = os.environ.get("RANK", "0") == "0"
+    terminal = open_terminal(is_main)
+    state = RunState(plan.job)
+    artifacts: tuple[ArtifactRecord, ...] = ()
+    stop = StopRequest()
+    try:
+        stop.install()
+        result = read_finished(plan)
+        if result is not None:
+            state.update(stage="done", step=result.steps, total_steps=result.steps, loss=result.loss)
+            message = f"the run is finished already: {plan.output.directory}/result.json"
+        else:
+            result = _run(plan, is_main, terminal, state, stop)
+            state.set_stage("done")
+            terminal.progress(state.progress)
+            message = f"{state.progress.step} steps are done"
+        code = ExitCode.OK
+        artifacts = result.artifacts if result is not None else ()
+        terminal.event("done", message, artifacts=[record.path for record in artifacts])
+    except Exception as error:
+        code, message = classify_error(error, plan)
+        if code == ExitCode.ERROR:
+            traceback.print_exc()
+        terminal.event("preempted" if code == ExitCode.PREEMPTED else "failed", message, code=int(code))
+    terminal.close()
+    write_termination(build_termination(code, message, state.progress, artifacts))
+    return code
+
+
+def _run(plan: TrainingPlan, is_main: bool, terminal: Terminal, state: RunState, stop: StopRequest) -> Result | None:
+    server = None
+    if is_main:
+        server = serve_state(state, plan.observability.metrics_port)
+        if plan.observability.metrics_port not in (0, server.server_port):
+            terminal.event("warning", f"observability.metricsPort {plan.observability.metrics_port} is taken")
+        terminal.event("serving", f"metrics on port {server.server_port}", port=server.server_port)
+    quiet_libraries()
+    # torch and the Hugging Face libraries take seconds to load: not for a plan that is wrong or a run that is finished.
+    from finetune_trainer.distributed import join_ranks
+    from finetune_trainer.run import run_training
+
+    try:
+        return run_training(plan, join_ranks(plan.parallelism), state, terminal, stop)
+    finally:
+        if server is not None:
+            server.shutdown()
+
+
+if __name__ == "__main__":
+    exit_code = main()
+    if exit_code != ExitCode.OK and is_rank():
+        # The interpreter's end would wait for collectives that the other ranks, or this one, will never finish.
+        sys.stderr.flush()
+        os._exit(exit_code)
+    sys.exit(exit_code)

@@ -1,0 +1,1 @@
+"""From a dataset source to tokenised rows with labels."""

@@ -1,0 +1,84 @@
+"""The ranks of one run: who this process is, and the few things they decide together."""
+
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+from finetune_api.plan import ParallelismPlan
+from finetune_trainer.errors import InvalidInputError
+
+T = TypeVar("T")
+
+_WAIT = timedelta(hours=24)
+"""How long a rank waits for another one that downloads, tokenises or hashes. NCCL's own timeout of minutes would end
+the run, so these waits go over a gloo group of their own."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among the run's processes."""
+
+    rank: int
+    local_rank: int
+    world_size: int
+    control: Any = None
+    """gloo process group; None when alone."""
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    @property
+    def is_local_main(self) -> bool:
+        return self.local_rank == 0
+
+    def barrier(self) -> None:
+        """Wait until every rank is here."""
+        self.any(False)
+
+    def any(self, flag: bool) -> bool:
+        """Whether ``flag`` holds on some rank; every rank gets the same answer."""
+        if self.control is None:
+            return flag
+        import torch
+        import torch.distributed as dist
+
+        votes = torch.tensor([int(flag)])
+        dist.all_reduce(votes, op=dist.ReduceOp.MAX, group=self.control)
+        return bool(votes.item())
+
+    def share(self, value: T) -> T:
+        """Rank 0's ``value``, on every rank."""
+        if self.control is None:
+            return value
+        import torch.distributed as dist
+
+        box = [value]
+        dist.broadcast_object_list(box, src=0, group=self.control)
+        return box[0]
+
+
+def join_ranks(parallelism: ParallelismPlan) -> Ranks:
+    """Join the process group that the environment names, and hold the world size against the plan.
+
+    Raises: InvalidInputError when the number of processes isn't the plan's, or it wants a GPU and there is none.
+    """
+    import torch
+    from accelerate import PartialState
+
+    if parallelism.device == "cuda" and not torch.cuda.is_available():
+        raise InvalidInputError(
+            "the plan wants device cuda, and this machine has no usable NVIDIA GPU: run it on a node with one, or set "
+            "resources.gpu.count: 0 to train on the CPU"
+        )
+    state = PartialState(cpu=parallelism.device == "cpu")
+    world_size = state.num_processes
+    if world_size != parallelism.world_size:
+        raise InvalidInputError(
+            f"{world_size} processes were started, the plan's world size is {parallelism.world_size} "
+            f"({parallelism.nodes} nodes x {parallelism.processes_per_node}): start one process per GPU with torchrun"
+        )
+    if world_size == 1:
+        return Ranks(rank=0, local_rank=0, world_size=1)
+    control = torch.distributed.new_group(backend="gloo", timeout=_WAIT)
+    return Ranks(state.process_index, state.local_process_index, world_size, control)

@@ -1,0 +1,49 @@
+"""The process's environment and the libraries' voices. Has to run before any Hugging Face library is imported."""
+
+import logging
+import os
+import warnings
+from pathlib import Path
+
+from finetune_api import names
+from finetune_api.plan import ResolvedSource, TrainingPlan
+
+
+def _sources(plan: TrainingPlan) -> list[ResolvedSource]:
+    sources = [plan.model.source, plan.dataset.source]
+    if plan.dataset.validation_source is not None:
+        sources.append(plan.dataset.validation_source)
+    return sources
+
+
+def prepare_environment(plan: TrainingPlan) -> None:
+    """Telemetry off, offline unless the plan names the hub, caches below the plan's folder, no foreign progress bars."""
+    os.environ.update(
+        HF_HUB_DISABLE_TELEMETRY="1",
+        DO_NOT_TRACK="1",
+        HF_HUB_DISABLE_PROGRESS_BARS="1",
+        HF_DATASETS_DISABLE_PROGRESS_BARS="1",
+        TOKENIZERS_PARALLELISM="false",
+        TRANSFORMERS_VERBOSITY="error",
+    )
+    # accelerate imports DeepSpeed to look at a model's type, and DeepSpeed then searches for its device aloud.
+    os.environ.setdefault("DS_ACCELERATOR", plan.parallelism.device)
+    os.environ.setdefault(names.ENV_HF_HOME, str(Path(plan.cache_directory) / "huggingface"))
+    if not any(source.kind == "hf" for source in _sources(plan)):
+        os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", HF_DATASETS_OFFLINE="1")
+    if "tensorboard" in plan.observability.trackers:
+        os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(Path(plan.output.directory) / "tensorboard"))
+    if "wandb" in plan.observability.trackers:
+        os.environ.setdefault("WANDB_PROJECT", plan.job.namespace)
+    else:
+        os.environ["WANDB_MODE"] = "disabled"
+
+
+def quiet_libraries() -> None:
+    """Only errors of the libraries reach the log: their warnings are about choices that the plan has made.
+
+    Before they are imported: some speak while they load.
+    """
+    warnings.filterwarnings("ignore")
+    for name in ("transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes", "torch", "huggingface_hub"):
+        logging.getLogger(name).setLevel(logging.ERROR)

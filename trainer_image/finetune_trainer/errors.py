@@ -1,0 +1,83 @@
+"""The ways a run ends short, and the one place that turns an exception into an exit code and a message."""
+
+import json
+from collections.abc import Sequence
+
+from pydantic_core import ErrorDetails
+
+from finetune_api.exit_codes import ExitCode
+from finetune_api.plan import TrainingPlan
+
+
+class TrainerError(Exception):
+    """An end that the trainer foresaw; ``str()`` says what happened, with which value, and what to change."""
+
+    code = ExitCode.ERROR
+
+
+class InvalidInputError(TrainerError):
+    """The plan, the data or the model can't be used."""
+
+    code = ExitCode.INVALID
+
+
+class CheckpointUnusableError(TrainerError):
+    """Complete checkpoints exist, and none fits this plan."""
+
+    code = ExitCode.CHECKPOINT_UNUSABLE
+
+
+class PreemptedError(TrainerError):
+    """Told to stop. After the first step a complete checkpoint was written before this is raised."""
+
+    code = ExitCode.PREEMPTED
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether device or host memory ran out. torch raises a plain RuntimeError for the host's allocator."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and (
+        "DefaultCPUAllocator" in text or "CUDA out of memory" in text or "CUBLAS_STATUS_ALLOC_FAILED" in text
+    )
+
+
+def describe_out_of_memory(plan: TrainingPlan) -> str:
+    """Which fields to lower, most effective first, with their present values."""
+    training = plan.training
+    advice = []
+    if training.per_device_batch_size > 1:
+        advice.append(
+            f"lower training.perDeviceBatchSize (now {training.per_device_batch_size}) and raise "
+            f"training.gradientAccumulation (now {training.gradient_accumulation}) by the same factor"
+        )
+    if not training.gradient_checkpointing:
+        advice.append("set training.gradientCheckpointing: true")
+    advice.append(f"lower training.maxLength (now {training.max_length})")
+    if plan.method.type == "full":
+        advice.append("use method.type: lora or qlora (now full)")
+    elif plan.method.type == "lora":
+        advice.append("use method.type: qlora (now lora)")
+    where = "GPU" if plan.parallelism.device == "cuda" else "host"
+    return f"the {where} ran out of memory; " + ", or ".join(advice)
+
+
+def classify_error(error: BaseException, plan: TrainingPlan) -> tuple[ExitCode, str]:
+    """The exit code and the message that stand for ``error``."""
+    if isinstance(error, TrainerError):
+        return error.code, str(error)
+    if is_out_of_memory(error):
+        return ExitCode.OUT_OF_MEMORY, describe_out_of_memory(plan)
+    first_line = (str(error).strip() or repr(error)).splitlines()[0]
+    return ExitCode.ERROR, f"{type(error).__name__}: {first_line}"
+
+
+def describe_validation_error(errors: Sequence[ErrorDetails]) -> str:
+    """pydantic's errors of a plan as ``field: what (value)``, the first five."""
+    lines = []
+    for error in errors[:5]:
+        path = ".".join(str(part) for part in error["loc"]) or "plan"
+        value = "" if error["type"] == "missing" else f" (is {json.dumps(error['input'], default=str)[:80]})"
+        lines.append(f"{path}: {error['msg']}{value}")
+    return "; ".join(lines)

@@ -1,0 +1,1 @@
+"""Losses on the validation data, before and after."""

@@ -1,0 +1,1 @@
+"""The objectives, each a thin builder of a TRL trainer."""

@@ -1,0 +1,30 @@
+"""SIGTERM and SIGINT: told to stop, and when to listen."""
+
+import signal
+import threading
+from types import FrameType
+
+from finetune_trainer.errors import PreemptedError
+
+
+class StopRequest:
+    """Inside the training loop a signal waits for the step's end, elsewhere it ends the run at once."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self.in_training = False
+
+    def install(self) -> None:
+        """Take over both signals, where that is possible: only the main thread may."""
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._handle)
+            signal.signal(signal.SIGINT, self._handle)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.requested:
+            # The first one is being answered; a launcher that closes its ranks sends another.
+            return
+        self.requested = True
+        if not self.in_training:
+            name = signal.Signals(number).name
+            raise PreemptedError(f"told to stop by {name} while no step was under way; the next run goes on from here")
