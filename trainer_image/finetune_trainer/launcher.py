@@ -1,5 +1,6 @@
 """Starts one trainer process per GPU by torchrun's API, and ends with the exit code of the rank that failed first."""
 
+import logging
 import os
 import signal
 import sys
@@ -33,7 +34,7 @@ def launch(plan_file: Path, parallelism: ParallelismPlan) -> int:
     """Run the ranks of this node to their end; the exit code."""
     stopping = _forward_signals()
     # The ranks say why they end; the agent would repeat it, and not as JSON.
-    os.environ.setdefault("LOGLEVEL", "CRITICAL")
+    logging.disable()
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
