@@ -32,7 +32,12 @@ def job_file(tiny_model: Path, tmp_path: Path) -> Path:
             "observability": {"metricsPort": 18123},
         },
     }
-    config_map = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "tiny-data"}, "data": {"train.jsonl": data.read_text()}}
+    config_map = {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": "tiny-data"},
+        "data": {"train.jsonl": data.read_text()},
+    }
     file = tmp_path / "tiny.yaml"
     file.write_text(yaml.safe_dump_all([job, config_map]))
     return file
