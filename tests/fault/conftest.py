@@ -1,14 +1,11 @@
-"""Fixtures of the fault tests: the real API server, and scripted pods."""
+"""Fixtures of the fault tests: FineTuneJobs on the real API server."""
 
 from pathlib import Path
 
 import pytest
 
 from tests.cluster.harness.control_plane import ControlPlane
-from tests.cluster.harness.fixtures import _sandbox, control_plane, kubelet, namespace
 from tests.cluster.operator_process import Jobs, install
-
-__all__ = ["_sandbox", "control_plane", "kubelet", "namespace"]
 
 
 @pytest.fixture

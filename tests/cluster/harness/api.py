@@ -119,6 +119,8 @@ class Watch:
         rest = b""
         try:
             for chunk in response.stream(amt=None):
+                if self._stopped:  # Python reads on after the shutdown, without decrypting
+                    return
                 *lines, rest = (rest + chunk).split(b"\n")
                 yield from map(json.loads, lines)
         except urllib3.exceptions.HTTPError:

@@ -40,6 +40,8 @@ _GROUPS = {
 class Site:
     """Where a control plane runs, and what it needs there beyond its own."""
 
+    folder: Path | None = None
+    """Where its files are; the machine's temporary folder when absent."""
     address: str = "127.0.0.1"
     port: int | None = None
     """A free one when absent."""
@@ -71,7 +73,9 @@ class ControlPlane(contextlib.ExitStack):
         super().__enter__()
         with contextlib.ExitStack() as undo:
             undo.push(self)  # a start that fails half-way leaves nothing behind
-            self.folder = Path(self.enter_context(tempfile.TemporaryDirectory(prefix="finetune-cluster-")))
+            self.folder = Path(
+                self.enter_context(tempfile.TemporaryDirectory(prefix="finetune-cluster-", dir=self._site.folder))
+            )
             existing = self._existing
             self.is_existing_cluster = existing is not None
             if existing:
