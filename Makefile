@@ -6,10 +6,11 @@ PYTHON ?= python3
 BIN := .venv/bin
 FAST := tests/unit tests/golden
 
-.PHONY: help setup demo test test-fast verify format generate golden lock bench soak docs clean
+.PHONY: help setup demo test test-fast test-node verify format generate golden lock bench soak docs clean \
+	cluster-up cluster-down cluster-demo images sbom
 
 help: ## Show the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
 
 setup: ## Install everything into .venv; the command is .venv/bin/finetune
 	@PYTHON=$(PYTHON) tools/setup.sh
@@ -20,7 +21,10 @@ demo: setup ## Fine-tune a small model on this machine with the quickstart and s
 test: setup ## Install what the tests need and run all of them
 	$(BIN)/pytest $(FAST)
 	$(BIN)/python -m tests.cluster.harness.binaries
-	$(BIN)/pytest
+	$(BIN)/pytest --ignore=tests/node
+
+test-node: setup ## Both images on a real node (kubelet, containerd); needs root, and 10 minutes the first time
+	$(BIN)/pytest tests/node
 
 test-fast: setup ## Run the tests that take milliseconds
 	@$(BIN)/pytest $(FAST) -q --durations=3
@@ -46,6 +50,21 @@ lock: ## Lock the requirements anew
 	requirements/compile.sh
 
 docs: generate ## Write the reference pages
+
+cluster-up: setup ## Start a real one-node cluster with both images; prints a kubeconfig
+	@$(BIN)/python -m tests.node.harness up
+
+cluster-down: setup ## End it
+	@$(BIN)/python -m tests.node.harness down
+
+cluster-demo: setup ## The cluster, the chart and the quickstart, with the answers before and after
+	@$(BIN)/python -m tests.node.harness demo
+
+images: setup ## Build both images for the node; prints sizes and times
+	@$(BIN)/python -m tests.node.harness images
+
+sbom: setup ## Write dist/sbom/*.cdx.json
+	@$(BIN)/python -m tests.node.harness sbom
 
 bench: setup ## Measure against named peers
 	$(BIN)/python -m benchmarks.reconcile
