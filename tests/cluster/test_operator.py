@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune_api.progress import Termination
+from finetune_api.progress import ArtifactRecord, Termination
 from tests.cluster.harness.containers import Life
 from tests.cluster.harness.control_plane import ControlPlane
 from tests.cluster.harness.waiting import wait_until
@@ -36,14 +36,16 @@ def words(reason: str, message: str, **fields) -> str:
 
 
 def test_a_jobs_whole_life_costs_eight_writes_and_rest_costs_none(control_plane, namespace, jobs, operator, kubelet):
-    kubelet(mode="scripted", script=lambda pod: Life(2.0, 0, words("Succeeded", "Trained.", step=9, total_steps=9)))
+    artifact = ArtifactRecord(type="adapter", path="/mnt/finetune/output/adapter", bytes=1, sha256="0")
+    end = words("Succeeded", "Trained.", step=9, total_steps=9, checkpoint_step=9, artifacts=(artifact,))
+    kubelet(mode="scripted", script=lambda pod: Life(2.0, 0, end))
     operator.read_health("/readyz")
     begin = control_plane.audit.mark()
     jobs.create("life")
     status = jobs.wait_for("life", phase="Succeeded")
     assert status["progress"]["percent"] == 100
-    end = control_plane.audit.mark()
-    writes = [w for w in control_plane.audit.writes(begin, end, user=USER) if w.resource != "leases"]
+    ended = control_plane.audit.mark()
+    writes = [w for w in control_plane.audit.writes(begin, ended, user=USER) if w.resource != "leases"]
     print("\n".join(map(str, writes)))
     assert [w.code for w in writes if w.code >= 400] == []
     assert len(writes) <= 8

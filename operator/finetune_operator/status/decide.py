@@ -101,7 +101,8 @@ def _add_result(status: Manifest, snapshot: Snapshot, stage: Stage, job: FineTun
     told = snapshot.progress
     saved = told.checkpoint_step if told is not None else None
     words = snapshot.newest_pod.termination if snapshot.newest_pod is not None else None
-    if words is not None:
+    # Until the Job controller has said what follows, the last words wait: they are not worth a write of their own.
+    if words is not None and (stage.phase in (Phase.SUCCEEDED, Phase.FAILED) or stage.reason == Reason.RESTARTING):
         saved = words.checkpoint_step
         if stage.phase in (Phase.SUCCEEDED, Phase.FAILED):
             news = _number_fields(words.step, words.total_steps, words.loss, words.eval_loss, words.tokens_per_second)
