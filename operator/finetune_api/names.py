@@ -21,6 +21,8 @@ GPU_RESOURCE = "nvidia.com/gpu"
 GPU_PRODUCT_LABEL = "nvidia.com/gpu.product"
 
 CONTAINER = "trainer"
+# What the trainer image starts, behind its init process; the pod gives the arguments.
+ENTRYPOINT = ("python", "-m", "finetune_trainer")
 METRICS_PORT_NAME = "metrics"
 PLAN_KEY = "plan.json"
 PLAN_FILE = f"/etc/finetune/{PLAN_KEY}"

@@ -17,7 +17,7 @@ QUICKSTART = Path(__file__).parents[2] / "manifests" / "examples" / "quickstart.
 
 
 def test_quickstart(control_plane, kubeconfig, namespace, tmp_path, kubelet, jobs):
-    kubelet(mode="process")
+    kubelet(mode="process", entrypoint=names.ENTRYPOINT)
     with OperatorProcess(kubeconfig, namespace, tmp_path) as operator:
         operator.read_health("/readyz")
         begin = control_plane.audit.mark()

@@ -67,11 +67,10 @@ def build_local_run(
         remarks.append(f"port {plan.observability.metrics_port} is taken here: metrics are on a free one")
         plan = plan.model_copy(update={"observability": plan.observability.model_copy(update={"metrics_port": 0})})
     files[Path(layout.plan_file)] = plan.to_json().encode()
-    command: list[str] = container["command"] + container["args"]
     environment = _build_environment(container, job, config_maps, caller)
     return LocalRun(
         plan=plan,
-        command=[sys.executable if command[0] == "python" else command[0], *command[1:]],
+        command=[sys.executable, *names.ENTRYPOINT[1:], *container["args"]],
         environment={**caller, **environment},
         files=files,
         remarks=remarks,

@@ -41,7 +41,10 @@ def build_pod_template(job: FineTuneJob, decided: Decided, settings: Settings, l
 
 
 def build_container(job: FineTuneJob, decided: Decided, settings: Settings, layout: Layout) -> Manifest:
-    """The trainer: starts one process per GPU itself (torchrun), so that the exit code stays the trainer's."""
+    """The trainer: starts one process per GPU itself (torchrun), so that the exit code stays the trainer's.
+
+    No command: the image's entrypoint has an init process in front (names.ENTRYPOINT).
+    """
     template, gpu = job.spec.pod_template, job.spec.resources.gpu
     wanted = decided.resources
     requests: Manifest = {"cpu": wanted.cpu, "memory": wanted.memory}
@@ -51,7 +54,6 @@ def build_container(job: FineTuneJob, decided: Decided, settings: Settings, layo
     container: Manifest = {
         "name": names.CONTAINER,
         "image": template.image or settings.trainer_image,
-        "command": ["python", "-m", "finetune_trainer"],
         "args": ["--plan", layout.plan_file],
         "env": build_environment(job, layout),
         "ports": [{"name": names.METRICS_PORT_NAME, "containerPort": decided.plan.observability.metrics_port, "protocol": "TCP"}],
