@@ -21,9 +21,9 @@ demo: setup ## Fine-tune a small model on this machine with the quickstart and s
 test: setup ## Install what the tests need and run all of them
 	$(BIN)/pytest $(FAST)
 	$(BIN)/python -m tests.cluster.harness.binaries
-	$(BIN)/pytest --ignore=tests/node
+	$(BIN)/pytest
 
-test-node: setup ## Both images on a real node (kubelet, containerd); needs root, and 10 minutes the first time
+test-node: setup ## Only the tests on a real node (kubelet, containerd); they need root
 	$(BIN)/pytest tests/node
 
 test-fast: setup ## Run the tests that take milliseconds

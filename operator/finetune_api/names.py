@@ -72,6 +72,7 @@ class Reason:
     NAME_CONFLICT = "NameConflict"
     CREATED = "WorkloadCreated"
     REFUSED = "WorkloadRefused"
+    POD_REFUSED = "PodRefused"
     CONTAINER_CONFIG = "ContainerConfigError"
     UNSCHEDULABLE = "Unschedulable"
     IMAGE_PULL = "ImagePullFailed"

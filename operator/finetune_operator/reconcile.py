@@ -1,5 +1,7 @@
 """One pass over one FineTuneJob: gather, decide, do, report."""
 
+from dataclasses import replace
+
 from finetune_api.errors import InvalidFineTuneJob, Problem
 from finetune_api.kubernetes import parse_duration
 from finetune_api.spec import FineTuneJob
@@ -10,7 +12,7 @@ from finetune_operator.manifests.build import build_manifests
 from finetune_operator.manifests.metadata import Manifest
 from finetune_operator.observe.gather import decide_children, gather_snapshot
 from finetune_operator.observe.progress import ProgressPoller
-from finetune_operator.observe.snapshot import Snapshot
+from finetune_operator.observe.snapshot import Snapshot, parse_workload
 from finetune_operator.plan.decide import Decided, decide_plan
 from finetune_operator.plan.layout import ContainerLayout
 from finetune_operator.queue import Key
@@ -57,9 +59,9 @@ class Reconciler:
             if is_finished(snapshot.status) and snapshot.workload is None
             else decide_intent(snapshot, manifests)
         )
-        refusal = self._carry_out(intent, snapshot)
-        if intent.apply and refusal is None:
-            snapshot = self._gather(finetunejob, decided, manifests)
+        applied, refusal = self._carry_out(intent, snapshot)
+        if applied is not None:
+            snapshot = replace(snapshot, workload=parse_workload(applied))
         stage = decide_stage(snapshot, [], intent.obstacle, refusal)
         self._report(snapshot, stage, job, decided)
         return self._look_again(snapshot, stage, intent, refusal)
@@ -72,22 +74,22 @@ class Reconciler:
         snapshot = gather_snapshot(self._cluster, self._poller, finetunejob, [], 0)
         self._report(snapshot, decide_stage(snapshot, problems, None, None), None, None)
 
-    def _carry_out(self, intent: Intent, snapshot: Snapshot) -> str | None:
-        """Returns the API server's words when it refused for good."""
-        metadata = snapshot.finetunejob["metadata"]
+    def _carry_out(self, intent: Intent, snapshot: Snapshot) -> tuple[Manifest | None, str | None]:
+        """Returns the Job as it was applied, if it was, and the API server's words when it refused for good."""
+        metadata, applied = snapshot.finetunejob["metadata"], None
         try:
             for old in intent.delete:
                 self._cluster.delete(
                     old["kind"], metadata["namespace"], old["metadata"]["name"], old["metadata"]["uid"]
                 )
             for manifest in intent.apply:
-                self._cluster.apply(manifest)
+                applied = self._cluster.apply(manifest)  # the Job comes last
             if intent.workload_patch:
                 patch = {"spec": intent.workload_patch}
                 self._cluster.merge_patch("Job", metadata["namespace"], metadata["name"], patch)
         except (Forbidden, Invalid) as error:
-            return str(error)
-        return None
+            return None, str(error)
+        return applied, None
 
     def _report(self, snapshot: Snapshot, stage: Stage, job: FineTuneJob | None, decided: Decided | None) -> None:
         """Events first: a pass that dies in between posts them again, and the API server knows them by their name."""

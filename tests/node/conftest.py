@@ -5,20 +5,22 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.chart.release import RESTRICTED, Release
 from tests.cluster.harness.binaries import MissingProgramError
 from tests.cluster.harness.control_plane import ControlPlane
 from tests.cluster.harness.fixtures import give_up, namespace
+from tests.cluster.operator_process import SYSTEM
 from tests.node.harness.node import Node, NodeInUseError
 from tests.node.harness.pods import Pods
 
-__all__ = ["control_plane", "namespace", "node", "pods"]
+__all__ = ["control_plane", "namespace", "node", "pods", "release", "restricted_namespace"]
 
 _report: list[str] = []
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def node() -> Iterator[Node]:
-    """One node for all tests of the session."""
+    """One node for all tests here; it ends before those of other folders begin."""
     with contextlib.ExitStack() as stack:
         try:
             started = stack.enter_context(Node())
@@ -28,7 +30,7 @@ def node() -> Iterator[Node]:
         yield started
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def control_plane(node: Node) -> ControlPlane:
     """The node's, in place of the one that only has test kubelets."""
     return node.control_plane
@@ -38,6 +40,27 @@ def control_plane(node: Node) -> ControlPlane:
 def pods(node: Node, namespace: str) -> Pods:
     """Pods in a fresh namespace."""
     return Pods(node.control_plane, namespace)
+
+
+@pytest.fixture(scope="module")
+def restricted_namespace(control_plane: ControlPlane, request: pytest.FixtureRequest) -> Iterator[str]:
+    """A team's namespace that enforces Pod Security 'restricted', one a module."""
+    metadata = {"generateName": "team-", "labels": RESTRICTED}
+    name = control_plane.api.post("/api/v1/namespaces", {"metadata": metadata})["metadata"]["name"]
+    yield name
+    control_plane.api.delete(f"/api/v1/namespaces/{name}")
+
+
+@pytest.fixture(scope="module")
+def release(control_plane: ControlPlane) -> Iterator[Release]:
+    """Where the operator is to be installed: a namespace that enforces 'restricted'. One a module."""
+    path = f"/api/v1/namespaces/{SYSTEM}"
+    control_plane.api.post("/api/v1/namespaces", {"metadata": {"name": SYSTEM, "labels": RESTRICTED}})
+    release = Release(control_plane, SYSTEM)
+    yield release
+    release.run("uninstall", "--ignore-not-found")
+    control_plane.api.delete(path)
+    control_plane.kubectl("wait", "--for=delete", f"namespace/{SYSTEM}", "--timeout=60s")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

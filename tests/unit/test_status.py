@@ -6,6 +6,7 @@ from finetune_api.errors import Problem
 from finetune_api.exit_codes import TABLE, ExitCode, Retry
 from finetune_api.names import Phase, Reason
 from finetune_api.progress import ArtifactRecord, Progress, Termination
+from finetune_operator.observe.snapshot import parse_workload
 from finetune_operator.spec.parse import parse_finetunejob
 from finetune_operator.status.decide import decide_status
 from finetune_operator.status.events import decide_events
@@ -51,6 +52,33 @@ def test_created():
     }
     assert status["startTime"] == "2026-01-01T12:00:00Z"
     assert all(condition["observedGeneration"] == 1 for condition in status["conditions"])
+
+
+REFUSALS = {
+    'Error creating: pods "bot-x7kq2" is forbidden: exceeded quota: team, requested: requests.nvidia.com/gpu=8': "The pod is forbidden: exceeded quota: team, requested: requests.nvidia.com/gpu=8",
+    "Error creating: Internal error occurred: failed calling webhook": "The pod can't be made: Internal error occurred: failed calling webhook",
+}
+
+
+@pytest.mark.parametrize("words", REFUSALS)
+def test_a_refused_pod_is_told_with_the_reason(words):
+    snapshot = build_snapshot(build_finetunejob(), build_workload(), pod_refusal=words)
+    stage, status = status_of(snapshot)
+    assert (status["phase"], stage.reason, status["message"]) == (Phase.PENDING, Reason.POD_REFUSED, REFUSALS[words])
+    (event,) = decide_events(stage, {"workload": status["workload"], "phase": Phase.PENDING}, status)
+    assert (event.type, event.reason) == ("Warning", Reason.POD_REFUSED)
+
+
+def test_a_job_lacks_pods_only_while_it_should_have_some():
+    def lacks(seconds: float, **fields) -> bool:
+        job = build_workload(**fields)
+        job["status"]["startTime"] = (NOW - timedelta(seconds=seconds)).isoformat()
+        return parse_workload(job).lacks_pods(NOW)
+
+    assert lacks(6)
+    assert not lacks(4)
+    assert not lacks(6, finished=("Complete", ""))
+    assert not parse_workload(build_workload(suspend=True)).lacks_pods(NOW)
 
 
 def test_invalid_spec_fails_until_it_is_mended():

@@ -52,7 +52,7 @@ RUNNING = {"running": {"startedAt": "2026-01-01T11:01:00Z"}}
 
 def build_snapshot(finetunejob: dict[str, Any], workload: dict[str, Any] | None = None, pods: list[dict[str, Any]] = [], **fields: Any) -> Snapshot:  # noqa: B006  # fmt: skip
     parsed = parse_workload(workload) if workload else None
-    return Snapshot(finetunejob, parsed, tuple(map(parse_pod, pods)), fields.get("progress"), fields.get("children", {}), fields.get("now", NOW))  # fmt: skip
+    return Snapshot(finetunejob, parsed, tuple(map(parse_pod, pods)), fields.get("progress"), fields.get("children", {}), fields.get("now", NOW), fields.get("pod_refusal", ""))  # fmt: skip
 
 
 def decide(finetunejob: dict[str, Any]) -> tuple[Decided, list[dict[str, Any]]]:

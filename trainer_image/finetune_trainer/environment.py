@@ -23,6 +23,7 @@ def prepare_environment(plan: TrainingPlan) -> None:
         DO_NOT_TRACK="1",
         HF_HUB_DISABLE_PROGRESS_BARS="1",
         HF_DATASETS_DISABLE_PROGRESS_BARS="1",
+        TQDM_DISABLE="1",
         TOKENIZERS_PARALLELISM="false",
         TRANSFORMERS_VERBOSITY="error",
     )

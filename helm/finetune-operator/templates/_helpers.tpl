@@ -110,10 +110,10 @@ matchLabels: {}
 - apiGroups: [""]
   resources: [persistentvolumeclaims]
   verbs: [get, create, patch]
-# What kubectl describe shows.
+# What kubectl describe shows; listed to learn why a workload gets no pod.
 - apiGroups: [""]
   resources: [events]
-  verbs: [create]
+  verbs: [create, list]
 {{- end }}
 
 {{- define "finetune-operator.subject" -}}

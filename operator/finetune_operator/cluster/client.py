@@ -67,6 +67,14 @@ class Cluster:
         pods: list[Manifest] = self._transport.request("list", "pods", _path("Pod", namespace), query=query)["items"]
         return pods
 
+    def list_warnings(self, namespace: str, uid: str, reason: str) -> list[Manifest]:
+        """The Events of this reason about the object with this uid, whoever posted them."""
+        query = {"fieldSelector": f"involvedObject.uid={uid},reason={reason}"}
+        events: list[Manifest] = self._transport.request("list", "events", _path("Event", namespace), query=query)[
+            "items"
+        ]
+        return events
+
     def list_finetunejob_metadata(self, namespace: str | None) -> list[Manifest]:
         """``metadata`` of every FineTuneJob of the namespace (None: of all), without spec and status.
 

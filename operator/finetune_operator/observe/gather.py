@@ -33,7 +33,15 @@ def gather_snapshot(
                 progress = None  # another process has the address by now
         elif pod.exit_code is not None:
             poller.forget(key)
-    return Snapshot(finetunejob, workload, pods, progress, {}, now)
+    refused = "" if pods or not workload.lacks_pods(now) else _find_refusal(cluster, namespace, workload.uid)
+    return Snapshot(finetunejob, workload, pods, progress, {}, now, refused)
+
+
+def _find_refusal(cluster: Cluster, namespace: str, uid: str) -> str:
+    """Why the Job controller can't make the pod: nothing but its Events tells."""
+    events = cluster.list_warnings(namespace, uid, "FailedCreate")
+    newest = max(events, key=lambda event: event.get("lastTimestamp") or "", default={"message": ""})
+    return str(newest["message"])
 
 
 def _controller(manifest: Manifest) -> str | None:

@@ -1,7 +1,7 @@
 """What is, at one moment: the FineTuneJob, its workload, pods and progress. Decisions see nothing else."""
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from pydantic import ValidationError
@@ -11,6 +11,9 @@ from finetune_api.exit_codes import ExitCode
 from finetune_api.progress import Progress, Termination
 
 Manifest = dict[str, Any]
+
+# The Job controller makes a pod in a moment; after this something is in its way.
+POD_GRACE = timedelta(seconds=5)
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,16 @@ class Workload:
     reason: str
     message: str
     deleting: bool
+    started: str | None
+    """When the Job controller began, the last time; None while it is suspended."""
+
+    def lacks_pods(self, now: datetime) -> bool:
+        """Whether a Job without pods should have had one by now."""
+        return (
+            self.finished is None
+            and self.started is not None
+            and now - datetime.fromisoformat(self.started) >= POD_GRACE
+        )
 
 
 @dataclass(frozen=True)
@@ -74,6 +87,8 @@ class Snapshot:
     children: dict[tuple[str, str], Manifest]
     """Other children that exist, by (kind, name); looked up only while there is no workload."""
     now: datetime
+    pod_refusal: str = ""
+    """Why there is no pod, when the API server refused it."""
 
     @property
     def status(self) -> Manifest:
@@ -114,7 +129,8 @@ def parse_workload(job: Manifest) -> Workload:
         reason=holding[finished].get("reason", "") if finished else "",
         message=holding[finished].get("message", "") if finished else "",
         deleting="deletionTimestamp" in metadata,
-    )  # fmt: skip
+        started=status.get("startTime"),
+    )
 
 
 def parse_pod(pod: Manifest) -> Pod:

@@ -8,7 +8,14 @@ from finetune_operator.observe.snapshot import Manifest
 from finetune_operator.status.stage import Stage
 
 WARNINGS = frozenset(
-    {Reason.NAME_CONFLICT, Reason.REFUSED, Reason.UNSCHEDULABLE, Reason.IMAGE_PULL, Reason.CONTAINER_CONFIG}
+    {
+        Reason.NAME_CONFLICT,
+        Reason.REFUSED,
+        Reason.POD_REFUSED,
+        Reason.UNSCHEDULABLE,
+        Reason.IMAGE_PULL,
+        Reason.CONTAINER_CONFIG,
+    }
 )
 
 

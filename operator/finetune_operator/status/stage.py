@@ -7,7 +7,7 @@ from finetune_api.errors import Problem
 from finetune_api.exit_codes import Retry, parse_exit_code
 from finetune_api.names import Condition, Phase, Reason
 from finetune_operator.intent import Obstacle
-from finetune_operator.observe.snapshot import Manifest, Pod, Snapshot
+from finetune_operator.observe.snapshot import POD_GRACE, Manifest, Pod, Snapshot
 
 # A pod is unschedulable for a moment while its claims are bound; people only want to know when it lasts.
 UNSCHEDULABLE_GRACE = timedelta(seconds=15)
@@ -95,7 +95,9 @@ def _decide_running(snapshot: Snapshot) -> Stage:
     pod = snapshot.newest_pod
     created = Stage(Phase.PENDING, Reason.CREATED, "The workload is created; its pod is not there yet.")
     if pod is None:
-        return created
+        if snapshot.pod_refusal:
+            return Stage(Phase.PENDING, Reason.POD_REFUSED, _describe_refusal(snapshot.pod_refusal))
+        return replace(created, look_again_seconds=POD_GRACE.total_seconds())
     if pod.exit_code is not None:
         return _decide_between_pods(snapshot, pod)
     if pod.running:
@@ -153,6 +155,12 @@ def describe_exit(pod: Pod) -> str:
     if pod.exit_reason == "OOMKilled":
         return "the kernel killed the trainer for using more than resources.memory; raise it, or lower perDeviceBatchSize or maxLength"
     return parse_exit_code(pod.exit_code or 0).description
+
+
+def _describe_refusal(words: str) -> str:
+    """The Job controller's words without the pod's name, which is another at each try."""
+    pod, found, reason = words.removeprefix("Error creating: ").partition(" is forbidden: ")
+    return f"The pod is forbidden: {reason}" if found else f"The pod can't be made: {pod}"
 
 
 def is_true(status: Manifest, type_: str) -> bool:

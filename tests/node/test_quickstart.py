@@ -1,0 +1,141 @@
+"""The quickstart as README has it on a cluster: Helm, kubectl apply, an adapter that plain PEFT loads; watched by Prometheus.
+
+All in namespaces that enforce Pod Security 'restricted'.
+"""
+
+import json
+import textwrap
+import time
+
+import pytest
+import yaml
+
+from finetune_api.names import Condition, Phase
+from tests.chart.release import Release
+from tests.cluster.harness.control_plane import ControlPlane
+from tests.cluster.harness.waiting import wait_until
+from tests.node.harness.images import TRAINER
+from tests.node.harness.node import Node
+from tests.node.harness.pods import RESTRICTED_CONTAINER, RESTRICTED_POD, Pods
+from tests.node.training import QUICKSTART, Training
+
+ANSWER = """
+    import importlib.metadata, json, sys
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    adapter, package, wanted, *prompts = sys.argv[1:]
+    (file,) = (each for each in importlib.metadata.files(package) if str(each).endswith(wanted))
+    folder = file.locate().parent
+    base = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file.name, dtype=torch.float32)
+    model = PeftModel.from_pretrained(base, adapter).eval()
+    tokenizer = AutoTokenizer.from_pretrained(adapter)
+    for prompt in prompts:
+        messages = [{"role": "user", "content": prompt}]
+        inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+        output = model.generate(**inputs, max_new_tokens=96, do_sample=False)
+        print(json.dumps(tokenizer.decode(output[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True).strip()))
+"""
+
+
+class Story:
+    """What became of the quickstart, and what each part of it took."""
+
+    def __init__(self, control_plane: ControlPlane, training: Training) -> None:
+        self.training = training
+        self.control_plane = control_plane
+        self.seconds: dict[str, float] = {}
+        self.first_process = ""
+        self.log = ""
+
+
+@pytest.fixture(scope="module")
+def story(release: Release, restricted_namespace: str, node: Node) -> Story:
+    training = Training(node.control_plane, restricted_namespace, "quickstart")
+    story = Story(node.control_plane, training)
+    began = time.monotonic()
+
+    def reached(what: str) -> None:
+        story.seconds[what] = time.monotonic() - began
+
+    release.install("--wait", "--timeout", "3m")
+    reached("installed")
+    training.kubectl("apply", "--filename", str(QUICKSTART))
+    training.wait_for_step(1)
+    reached("first steps seen")
+    pod = training.pod()["metadata"]["name"]
+    story.first_process = training.kubectl("exec", pod, "--", "cat", "/proc/1/comm").strip()
+    training.wait_for(Condition.COMPLETE)
+    reached("complete")
+    story.log = training.kubectl("logs", pod)
+    print(*(f"{what}: after {seconds:.0f} s" for what, seconds in story.seconds.items()), sep="\n")
+    print(training.kubectl("get", "finetunejob", "--output", "wide"))
+    return story
+
+
+def test_the_job_is_complete(story: Story) -> None:
+    status = story.training.get()["status"]
+    assert status["phase"] == Phase.SUCCEEDED
+    assert status["progress"]["percent"] == 100
+    result = json.loads((story.training.output() / "result.json").read_text())
+    assert result["evalLoss"] <= result["evalLossBefore"] / 2
+
+
+def test_the_trainer_runs_behind_an_init_process(story: Story) -> None:
+    """The image's entrypoint: it forwards signals and reaps."""
+    assert story.first_process == "tini"
+
+
+def test_the_log_can_be_read_by_machines(story: Story) -> None:
+    others = [line for line in story.log.splitlines() if not line.startswith("{")]
+    assert "\n".join(others) == ""
+    assert [json.loads(line) for line in story.log.splitlines() if '"step"' in line]
+
+
+def test_the_adapter_loads_in_plain_peft_and_answers_as_the_trainer_said(story: Story) -> None:
+    """From the claim, in another pod, by the libraries alone."""
+    job = next(yaml.safe_load_all(QUICKSTART.read_text()))["spec"]
+    _, _, rest = job["model"]["source"].partition("://")
+    package, _, file = rest.partition("/")
+    (artifact,) = story.training.get()["status"]["artifacts"]
+    claim, _, folder = artifact["uri"].removeprefix("pvc://").partition("/")
+    volumes = [
+        {"name": "output", "persistentVolumeClaim": {"claimName": claim, "readOnly": True}},
+        {"name": "tmp", "emptyDir": {}},
+    ]
+    mounts = [{"name": "output", "mountPath": "/output", "readOnly": True}, {"name": "tmp", "mountPath": "/tmp"}]
+    pods = Pods(story.control_plane, story.training.namespace)
+    printed = pods.run(
+        "plain-peft",
+        TRAINER,
+        {"securityContext": RESTRICTED_POD, "automountServiceAccountToken": False, "volumes": volumes},
+        command=["python", "-c", textwrap.dedent(ANSWER)],
+        args=[f"/output/{folder}", package, file, *job["evaluation"]["samples"]],
+        securityContext=RESTRICTED_CONTAINER,
+        volumeMounts=mounts,
+    )
+    answers = [json.loads(line) for line in printed.splitlines() if line.startswith('"')]
+    samples = json.loads((story.training.output() / "result.json").read_text())["samples"]
+    for sample in samples:
+        print(f"\n? {sample['prompt']}\n  before: {sample['before']}\n  after:  {sample['after']}")
+    assert answers == [sample["after"] for sample in samples]
+    assert "ftj" in answers[0]
+
+
+def test_a_trainer_that_violates_restricted_is_refused_and_the_status_says_why(story: Story) -> None:
+    job = next(yaml.safe_load_all(QUICKSTART.read_text()))
+    violating = Training(story.control_plane, story.training.namespace, "root")
+    job["metadata"]["name"] = violating.name
+    job["spec"]["podTemplate"] = {"securityContext": {"runAsNonRoot": False, "runAsUser": 0}}
+    violating.kubectl("apply", "--filename", "-", stdin=yaml.safe_dump(job))
+
+    def told() -> str:
+        return violating.get().get("status", {}).get("message", "")
+
+    wait_until(lambda: "violates PodSecurity" in told(), "the reason in the status", describe=told)
+    assert told().startswith('The pod is forbidden: violates PodSecurity "restricted:latest"')
+    assert "runAsNonRoot != true" in told()
+    assert violating.pods() == []
+    print(violating.kubectl("describe", "finetunejob", "root").split("Status:")[1])
+    violating.kubectl("delete", "finetunejob", "root")
