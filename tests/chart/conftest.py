@@ -1,5 +1,6 @@
 """Fixtures of the chart's tests: a control plane of their own, since the chart brings the CustomResourceDefinition."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -7,12 +8,17 @@ import pytest
 from tests.chart.programs import find_monitoring_crds
 from tests.chart.schemas import write_schemas
 from tests.cluster.harness.control_plane import ControlPlane
-from tests.cluster.harness.fixtures import control_plane, namespace
-
-__all__ = ["control_plane", "namespace"]
+from tests.cluster.harness.fixtures import start_control_plane
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
+def control_plane() -> Iterator[ControlPlane]:
+    """Ends before the tests of other folders begin."""
+    with start_control_plane() as started:
+        yield started
+
+
+@pytest.fixture(scope="package")
 def cluster(control_plane: ControlPlane) -> ControlPlane:
     """The control plane with the Prometheus operator's kinds."""
     for path in find_monitoring_crds():
@@ -21,7 +27,7 @@ def cluster(control_plane: ControlPlane) -> ControlPlane:
     return control_plane
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def schemas(cluster: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with strict JSON schemas of every kind that the API server serves."""
     return write_schemas(cluster.api, tmp_path_factory.mktemp("schemas"))

@@ -2,32 +2,21 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from finetune_api import metrics
-from tests.chart.chart import CHART, find, render
+from tests.chart.chart import find, render
+from tests.chart.dashboard import DASHBOARD, fill_in, load_queries
 from tests.chart.programs import run_program
-
-DASHBOARD = CHART / "dashboards" / "finetune-jobs.json"
-# As Grafana fills them in.
-VARIABLES = {"$namespace": ".*", "$job": "bot|other", "$__rate_interval": "2m"}
-
-
-def load_queries() -> list[tuple[str, str, str]]:
-    """(title of the panel, letter, expression)."""
-    panels: list[dict[str, Any]] = json.loads(DASHBOARD.read_text())["panels"]
-    return [(p["title"], target["refId"], target["expr"]) for p in panels for target in p.get("targets", [])]
 
 
 def test_queries_are_valid(tmp_path: Path):
     rules = []
     for number, (_, _, expression) in enumerate(load_queries()):
-        for variable, value in VARIABLES.items():
-            expression = expression.replace(variable, value)
-        assert "$" not in expression.replace('"$1"', "")
-        rules.append({"record": f"panel:{number}", "expr": expression})
+        filled = fill_in(expression, job="bot|other")
+        assert "$" not in filled.replace('"$1"', "")
+        rules.append({"record": f"panel:{number}", "expr": filled})
     path = tmp_path / "queries.yaml"
     path.write_text(yaml.safe_dump({"groups": [{"name": "panels", "rules": rules}]}))
     print(run_program("promtool", "check", "rules", path))

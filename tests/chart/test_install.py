@@ -1,7 +1,6 @@
 """The chart on the real API server, by Helm: install, upgrade, uninstall, and what of it stays."""
 
 import runpy
-import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +12,7 @@ from kubernetes.client import ApiException
 
 from finetune_api import names
 from tests.chart.chart import CHART, RELEASE, VALUES, render
-from tests.chart.programs import run_program
+from tests.chart.release import RESTRICTED, Release, write_previous_chart
 from tests.cluster.harness.audit import service_account_user
 from tests.cluster.harness.control_plane import ControlPlane
 from tests.cluster.harness.waiting import wait_until
@@ -23,35 +22,11 @@ EVERYTHING = next(path for path in VALUES if path.stem == "everything")
 CRD = f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{names.PLURAL}.{names.GROUP}"
 
 
-class Helm:
-    """Helm in one namespace that enforces Pod Security 'restricted'."""
-
-    def __init__(self, cluster: ControlPlane, namespace: str) -> None:
-        self.cluster, self.namespace = cluster, namespace
-        labels = {"pod-security.kubernetes.io/enforce": "restricted"}
-        cluster.api.patch(f"/api/v1/namespaces/{namespace}", {"metadata": {"labels": labels}})
-
-    def run(self, command: str, *arguments: str | Path) -> str:
-        where: list[str | Path] = ["--kubeconfig", self.cluster.kubeconfig, "--namespace", self.namespace]
-        return run_program("helm", *command.split(), RELEASE, *arguments, *where)
-
-    def install(self, *arguments: str | Path) -> str:
-        return self.run("install", CHART, *arguments)
-
-    def upgrade(self, *arguments: str | Path) -> str:
-        return self.run("upgrade", CHART, *arguments)
-
-    def installed(self) -> set[tuple[str, str]]:
-        """(kind, name) of all objects of the release that are there."""
-        found = self.run("get manifest")
-        out = self.cluster.kubectl("get", "--filename", "-", "--output=name", namespace=self.namespace, stdin=found)
-        return {tuple(line.split("/", 1)) for line in out.splitlines()}  # type: ignore[misc]
-
-
 @pytest.fixture
-def helm(cluster: ControlPlane, namespace: str) -> Iterator[Helm]:
+def helm(cluster: ControlPlane, namespace: str) -> Iterator[Release]:
     """A release is uninstalled after the test, and what it leaves removed."""
-    helm = Helm(cluster, namespace)
+    cluster.api.patch(f"/api/v1/namespaces/{namespace}", {"metadata": {"labels": RESTRICTED}})
+    helm = Release(cluster, namespace)
     yield helm
     helm.run("uninstall", "--ignore-not-found")
     try:
@@ -75,7 +50,7 @@ def wait_for_crd(cluster: ControlPlane) -> None:
     cluster.kubectl("wait", "--for=condition=Established", "--timeout=30s", f"crd/{names.PLURAL}.{names.GROUP}")
 
 
-def test_everything_is_installed_and_the_pods_are_admitted_as_restricted(helm: Helm, cluster: ControlPlane):
+def test_everything_is_installed_and_the_pods_are_admitted_as_restricted(helm: Release, cluster: ControlPlane):
     notes = helm.install("--values", EVERYTHING)
     assert "kubectl --namespace default apply --filename -" in notes
     assert "Monitoring" not in notes
@@ -93,7 +68,7 @@ def test_everything_is_installed_and_the_pods_are_admitted_as_restricted(helm: H
     assert {pod["status"]["phase"] for pod in cluster.api.items(pods)} == {"Pending"}
 
 
-def test_a_pod_that_violates_the_standard_would_have_been_refused(helm: Helm, cluster: ControlPlane):
+def test_a_pod_that_violates_the_standard_would_have_been_refused(helm: Release, cluster: ControlPlane):
     helm.install("--set", "podSecurityContext.runAsNonRoot=false")
     events = f"/api/v1/namespaces/{helm.namespace}/events"
     wait_until(
@@ -103,7 +78,7 @@ def test_a_pod_that_violates_the_standard_would_have_been_refused(helm: Helm, cl
     assert cluster.api.items(f"/api/v1/namespaces/{helm.namespace}/pods") == []
 
 
-def test_upgrade_and_uninstall_keep_the_jobs(helm: Helm, cluster: ControlPlane):
+def test_upgrade_and_uninstall_keep_the_jobs(helm: Release, cluster: ControlPlane):
     helm.install()
     wait_for_crd(cluster)
     jobs = Jobs(cluster, helm.namespace)
@@ -125,7 +100,7 @@ def test_upgrade_and_uninstall_keep_the_jobs(helm: Helm, cluster: ControlPlane):
     assert jobs.get("keeps")["metadata"]["uid"] == before["metadata"]["uid"]
 
 
-def test_without_keep_the_definition_goes_with_the_release(helm: Helm, cluster: ControlPlane):
+def test_without_keep_the_definition_goes_with_the_release(helm: Release, cluster: ControlPlane):
     helm.install("--set", "crds.keep=false")
     wait_for_crd(cluster)
     helm.run("uninstall")
@@ -133,22 +108,13 @@ def test_without_keep_the_definition_goes_with_the_release(helm: Helm, cluster: 
 
 
 def test_an_upgrade_from_an_older_chart_brings_the_definition_up_to_date(
-    helm: Helm, cluster: ControlPlane, tmp_path: Path
+    helm: Release, cluster: ControlPlane, tmp_path: Path
 ):
-    older = shutil.copytree(CHART, tmp_path / "older" / CHART.name)
-    replace(older / "Chart.yaml", "version: 0.1.0", "version: 0.0.9")
-    replace(older / "templates" / "crds.yaml", f"    - {names.CATEGORY}\n", "    - old\n")
-    helm.run("install", older)
+    helm.install(chart=write_previous_chart(tmp_path))
     wait_for_crd(cluster)
     assert cluster.api.get(CRD)["spec"]["names"]["categories"] == ["old"]
     helm.upgrade()
     assert cluster.api.get(CRD)["spec"]["names"]["categories"] == [names.CATEGORY]
-
-
-def replace(path: Path, old: str, new: str) -> None:
-    text = path.read_text()
-    assert old in text
-    path.write_text(text.replace(old, new))
 
 
 ROLES = {
@@ -158,7 +124,7 @@ ROLES = {
 }
 
 
-def test_users_get_their_rights_by_the_clusters_own_roles(helm: Helm, cluster: ControlPlane):
+def test_users_get_their_rights_by_the_clusters_own_roles(helm: Release, cluster: ControlPlane):
     helm.install()
     for role in ROLES:  # a user of the same name has it
         arguments = (role, f"--clusterrole={role}", f"--user={role}")
@@ -188,7 +154,7 @@ def team(cluster: ControlPlane, namespace: str) -> Iterator[str]:
 
 
 def test_roles_of_one_namespace_are_enough_for_the_operator(
-    helm: Helm, cluster: ControlPlane, team: str, tmp_path: Path, monkeypatch
+    helm: Release, cluster: ControlPlane, team: str, tmp_path: Path, monkeypatch
 ):
     """The operator as a process with the release's ServiceAccount, since no node runs its pod here; then `helm test`'s script."""
     helm.install("--set", f"watchNamespaces={{{team}}}")

@@ -10,19 +10,8 @@ import pytest
 
 from finetune_api.progress import ArtifactRecord, Termination
 from tests.cluster.harness.containers import Life
-from tests.cluster.harness.control_plane import ControlPlane
 from tests.cluster.harness.waiting import wait_until
-from tests.cluster.operator_process import USER, Jobs, OperatorProcess, install
-
-
-@pytest.fixture
-def kubeconfig(control_plane: ControlPlane) -> Path:
-    return install(control_plane)
-
-
-@pytest.fixture
-def jobs(kubeconfig: Path, control_plane: ControlPlane, namespace: str) -> Jobs:
-    return Jobs(control_plane, namespace)
+from tests.cluster.operator_process import USER, OperatorProcess
 
 
 @pytest.fixture

@@ -8,12 +8,10 @@ import pytest
 from tests.chart.release import RESTRICTED, Release
 from tests.cluster.harness.binaries import MissingProgramError
 from tests.cluster.harness.control_plane import ControlPlane
-from tests.cluster.harness.fixtures import give_up, namespace
+from tests.cluster.harness.fixtures import give_up
 from tests.cluster.operator_process import SYSTEM
 from tests.node.harness.node import Node, NodeInUseError
 from tests.node.harness.pods import Pods
-
-__all__ = ["control_plane", "namespace", "node", "pods", "release", "restricted_namespace"]
 
 _report: list[str] = []
 

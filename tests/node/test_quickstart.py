@@ -10,14 +10,23 @@ import time
 import pytest
 import yaml
 
+from finetune_api import metrics, names
 from finetune_api.names import Condition, Phase
+from finetune_operator.telemetry import PREFIX as OPERATOR_PREFIX
+from tests.chart.chart import CHART, render
+from tests.chart.dashboard import fill_in, load_queries
 from tests.chart.release import Release
 from tests.cluster.harness.control_plane import ControlPlane
 from tests.cluster.harness.waiting import wait_until
+from tests.cluster.operator_process import SYSTEM
 from tests.node.harness.images import TRAINER
 from tests.node.harness.node import Node
 from tests.node.harness.pods import RESTRICTED_CONTAINER, RESTRICTED_POD, Pods
+from tests.node.harness.prometheus import Prometheus
 from tests.node.training import QUICKSTART, Training
+
+MONITORED = ("--set", "monitoring.serviceMonitor.enabled=true", "--set", "monitoring.podMonitor.enabled=true")
+OF_GPUS = ("DCGM_", "finetune_gpu_")
 
 ANSWER = """
     import importlib.metadata, json, sys
@@ -48,6 +57,8 @@ class Story:
         self.seconds: dict[str, float] = {}
         self.first_process = ""
         self.log = ""
+        self.prometheus: Prometheus
+        self.began = self.ended = 0.0
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +70,9 @@ def story(release: Release, restricted_namespace: str, node: Node) -> Story:
     def reached(what: str) -> None:
         story.seconds[what] = time.monotonic() - began
 
+    monitors = [each for each in render(*MONITORED) if each["kind"] in ("ServiceMonitor", "PodMonitor")]
+    story.prometheus = Prometheus(node, monitors, CHART / "rules" / "finetune.yaml")
+    story.began = time.time()
     release.install("--wait", "--timeout", "3m")
     reached("installed")
     training.kubectl("apply", "--filename", str(QUICKSTART))
@@ -68,6 +82,7 @@ def story(release: Release, restricted_namespace: str, node: Node) -> Story:
     story.first_process = training.kubectl("exec", pod, "--", "cat", "/proc/1/comm").strip()
     training.wait_for(Condition.COMPLETE)
     reached("complete")
+    story.ended = time.time()
     story.log = training.kubectl("logs", pod)
     print(*(f"{what}: after {seconds:.0f} s" for what, seconds in story.seconds.items()), sep="\n")
     print(training.kubectl("get", "finetunejob", "--output", "wide"))
@@ -121,6 +136,44 @@ def test_the_adapter_loads_in_plain_peft_and_answers_as_the_trainer_said(story: 
         print(f"\n? {sample['prompt']}\n  before: {sample['before']}\n  after:  {sample['after']}")
     assert answers == [sample["after"] for sample in samples]
     assert "ftj" in answers[0]
+
+
+def test_prometheus_finds_operator_and_trainer_by_the_charts_monitors(story: Story) -> None:
+    up = story.prometheus.query_range("up", story.began, story.ended)
+    found = {(series["metric"]["namespace"], series["metric"]["container"]) for series in up}
+    assert found == {(SYSTEM, "operator"), (story.training.namespace, names.CONTAINER)}
+    assert len([series for series in up if series["metric"]["namespace"] == SYSTEM]) == 2  # replicas
+    assert {"1"} == {value for series in up for _, value in series["values"][-1:]}
+    assert {(rule["name"], rule["health"]) for rule in story.prometheus.rules() if rule["health"] != "ok"} == set()
+    assert [rule["name"] for rule in story.prometheus.rules() if rule["state"] == "firing"] == []
+
+
+def test_prometheus_has_the_series_of_the_run(story: Story) -> None:
+    def values(expression: str) -> list[float]:
+        (series,) = story.prometheus.query_range(expression, story.began, story.ended)
+        return [float(value) for _, value in series["values"]]
+
+    job = f'namespace="{story.training.namespace}", job="quickstart"'
+    loss = values(f"{metrics.LOSS.name}{{{job}}}")
+    assert loss[-1] < loss[0] / 2
+    assert min(values(f"{metrics.EVAL_LOSS.name}{{{job}}}")) < 1
+    assert max(values(f"{metrics.TOKENS_PER_SECOND.name}{{{job}}}")) > 0
+    phases = story.prometheus.query_range(f"max by (phase) ({OPERATOR_PREFIX}_jobs) > 0", story.began, story.ended, 1)
+    assert {Phase.PREPARING, Phase.RUNNING, Phase.SUCCEEDED} <= {series["metric"]["phase"] for series in phases}
+
+
+def test_every_query_of_the_dashboard_that_needs_no_gpu_has_data(story: Story) -> None:
+    empty, shown = [], 0
+    for title, letter, expression in load_queries():
+        if any(prefix in expression for prefix in OF_GPUS):
+            continue
+        filled = fill_in(expression, story.training.namespace, "quickstart", rate_interval="20s")
+        shown += 1
+        if not story.prometheus.query_range(filled, story.began, story.ended):
+            empty.append((title, letter, filled))
+    assert empty == []
+    print(f"{shown} queries of the dashboard have data")
+    assert shown >= 20
 
 
 def test_a_trainer_that_violates_restricted_is_refused_and_the_status_says_why(story: Story) -> None:

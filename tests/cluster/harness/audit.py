@@ -76,12 +76,12 @@ class AuditLog:
     """
 
     def __init__(self, path: Path, get: Callable[[str], object]) -> None:
-        self._path, self._get = path, get
+        self.path, self._get = path, get
 
     def mark(self) -> Mark:
         """The moment of this call: whatever was answered before it lies before the mark."""
         uri = _MARK_URI + uuid.uuid4().hex
-        start = self._path.stat().st_size
+        start = self.path.stat().st_size
         self._get(uri)
         deadline = time.monotonic() + 10
         while time.monotonic() < deadline:
@@ -89,7 +89,7 @@ class AuditLog:
                 if line["requestURI"] == uri:
                     return Mark(end)
             time.sleep(0.02)
-        raise TimeoutError(f"the audit log {self._path} did not show the request that marks the moment")
+        raise TimeoutError(f"the audit log {self.path} did not show the request that marks the moment")
 
     def requests(
         self,
@@ -135,7 +135,7 @@ class AuditLog:
 
     def _lines(self, start: int, end: int | None = None) -> list[tuple[dict[str, Any], int]]:
         """The complete lines of a span of bytes, each with the offset after it."""
-        with self._path.open("rb") as file:
+        with self.path.open("rb") as file:
             file.seek(start)
             data = file.read() if end is None else file.read(end - start)
         lines, offset = [], start

@@ -71,7 +71,7 @@ def build_binaries(programs: Iterable[str]) -> Path:
     return folder
 
 
-def ensure_tools(module: Path, packages: Mapping[str, str], ldflags: str = "-s -w") -> Path:
+def ensure_tools(module: Path, packages: Mapping[str, str], ldflags: str = "-s -w", tags: str = "") -> Path:
     """The folder with programs of a Go module's tool directives; builds what is not there yet.
 
     :param module: folder of go.mod and go.sum; its name is that of the folder in the cache.
@@ -79,7 +79,7 @@ def ensure_tools(module: Path, packages: Mapping[str, str], ldflags: str = "-s -
     :raises MissingProgramError: one can't be built here.
     """
     sources = [module / "go.mod", module / "go.sum", *sorted(module.glob("*.go"))]
-    inputs = b"".join(file.read_bytes() for file in sources) + ldflags.encode()
+    inputs = b"".join(file.read_bytes() for file in sources) + ldflags.encode() + tags.encode()
     folder = cache_folder() / module.name / hashlib.sha256(inputs).hexdigest()[:12] / "bin"
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder.parent / "lock"):
@@ -87,7 +87,7 @@ def ensure_tools(module: Path, packages: Mapping[str, str], ldflags: str = "-s -
             if not (folder / name).is_file():
                 print(f"{name}: getting it into {folder}", file=sys.stderr, flush=True)
                 with tempfile.TemporaryDirectory(dir=folder.parent) as work:
-                    _build(name, package, module, ldflags, Path(work)).replace(folder / name)
+                    _build(name, package, module, ldflags, Path(work), tags).replace(folder / name)
     return folder
 
 
@@ -113,9 +113,9 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
-def _build(name: str, package: str, module: Path, ldflags: str, work: Path) -> Path:
+def _build(name: str, package: str, module: Path, ldflags: str, work: Path, tags: str = "") -> Path:
     output = work / name
-    command = [find_go(), "build", "-trimpath", "-ldflags", ldflags, "-o", str(output), package]
+    command = [find_go(), "build", "-trimpath", "-ldflags", ldflags, "-tags", tags, "-o", str(output), package]
     _run(name, command, "see the error above; Go fetches modules through GOPROXY", cwd=module, CGO_ENABLED="0")
     return output
 

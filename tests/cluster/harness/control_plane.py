@@ -21,6 +21,7 @@ from typing import Any, Self
 
 import yaml
 
+from tests.cluster.harness import rights
 from tests.cluster.harness.api import Api
 from tests.cluster.harness.audit import POLICY, AuditLog
 from tests.cluster.harness.binaries import ensure_binaries
@@ -134,6 +135,8 @@ class ControlPlane(contextlib.ExitStack):
         tokens = "".join(f'{self._tokens[user]},{user},{user},"{group}"\n' for user, group in groups.items())
         (self.folder / "tokens.csv").write_text(tokens)
         (self.folder / "audit-policy.json").write_text(json.dumps(POLICY))
+        self._audit_log.touch()
+        self.callback(lambda: rights.ended.update(rights.count_used(self._audit_log)))
         self._run_etcd(binaries / "etcd", etcd_port, peer_port)
         flags = {
             "etcd_servers": f"http://127.0.0.1:{etcd_port}",

@@ -34,14 +34,21 @@ class KubeletFactory(Protocol):
     def __call__(self, mode: str = "process", **options: Any) -> Kubelet: ...
 
 
-@pytest.fixture(scope="session")
-def control_plane() -> Iterator[ControlPlane]:
-    """One control plane for all tests of the session."""
+@contextlib.contextmanager
+def start_control_plane() -> Iterator[ControlPlane]:
+    """A control plane, or what `give_up` does."""
     with contextlib.ExitStack() as stack:
         try:
             started = stack.enter_context(ControlPlane())
         except MissingProgramError as error:
             give_up(str(error))
+        yield started
+
+
+@pytest.fixture(scope="session")
+def control_plane() -> Iterator[ControlPlane]:
+    """One control plane for all tests of the session."""
+    with start_control_plane() as started:
         yield started
 
 

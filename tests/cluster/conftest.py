@@ -1,0 +1,3 @@
+from tests.cluster.job_fixtures import jobs, kubeconfig
+
+__all__ = ["jobs", "kubeconfig"]

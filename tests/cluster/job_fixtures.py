@@ -1,0 +1,20 @@
+"""Fixtures of tests that follow FineTuneJobs on the real API server."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.harness.control_plane import ControlPlane
+from tests.cluster.operator_process import Jobs, install
+
+
+@pytest.fixture
+def kubeconfig(control_plane: ControlPlane) -> Path:
+    """The operator's, with the CRD and its rights in place."""
+    return install(control_plane)
+
+
+@pytest.fixture
+def jobs(kubeconfig: Path, control_plane: ControlPlane, namespace: str) -> Jobs:
+    """FineTuneJobs of a fresh namespace."""
+    return Jobs(control_plane, namespace)
