@@ -37,9 +37,19 @@ HOST_MEMORY = Metric("finetune_host_memory_bytes", "gauge", "Resident memory of 
 HOST_MEMORY_PEAK = Metric("finetune_host_memory_peak_bytes", "gauge", "Peak resident memory of the trainer process.")
 GPU_MEMORY = Metric("finetune_gpu_memory_bytes", "gauge", "Device memory allocated by this rank.")
 GPU_MEMORY_PEAK = Metric("finetune_gpu_memory_peak_bytes", "gauge", "Peak device memory allocated by this rank.")
+GPU_UTILIZATION = Metric(
+    "finetune_gpu_utilization_ratio", "gauge", "Share of the last second in which a kernel ran on the GPU, by NVML."
+)
+GPU_DEVICE_MEMORY_USED = Metric(
+    "finetune_gpu_device_memory_used_bytes", "gauge", "Memory of the GPU in use by all processes, by NVML."
+)
+GPU_DEVICE_MEMORY_TOTAL = Metric("finetune_gpu_device_memory_total_bytes", "gauge", "Memory of the GPU, by NVML.")
 CHECKPOINT_STEP = Metric("finetune_checkpoint_step", "gauge", "Step of the newest complete checkpoint.")
+
+OF_DEVICES = (GPU_UTILIZATION, GPU_DEVICE_MEMORY_USED, GPU_DEVICE_MEMORY_TOTAL)
+"""One sample for each GPU of the pod; rank is that of the process that trains on it. Absent without NVML."""
 
 ALL: tuple[Metric, ...] = (
     LOSS, EVAL_LOSS, LEARNING_RATE, GRAD_NORM, TOKENS_SEEN, TOKENS_PER_SECOND, STEP_SECONDS, STEP, TOTAL_STEPS, EPOCH,
-    PROGRESS, HOST_MEMORY, HOST_MEMORY_PEAK, GPU_MEMORY, GPU_MEMORY_PEAK, CHECKPOINT_STEP,
+    PROGRESS, HOST_MEMORY, HOST_MEMORY_PEAK, GPU_MEMORY, GPU_MEMORY_PEAK, CHECKPOINT_STEP, *OF_DEVICES,
 )  # fmt: skip

@@ -51,7 +51,7 @@ class Operator:
             on_started_leading=self._enqueue_all,
         )
         self._cluster = Cluster(transport, self._elector.seconds_to_write)
-        reconcile = measure(Reconciler(self._cluster, settings).reconcile, self._telemetry)
+        reconcile = measure(Reconciler(self._cluster, settings, self._telemetry).reconcile, self._telemetry)
         self._queue = ReconcileQueue(reconcile, settings.workers, may_work=self._elector.is_leader)
         self._freshness = WatchFreshness()
         registry = build_registry(self._queue.add, self._freshness)

@@ -21,6 +21,7 @@ from finetune_operator.spec.parse import parse_finetunejob
 from finetune_operator.status.decide import decide_status
 from finetune_operator.status.events import decide_events
 from finetune_operator.status.stage import Stage, decide_stage, is_finished
+from finetune_operator.telemetry import Telemetry
 
 # Seconds until what stands in the way is looked at again; nothing tells when it is gone.
 OBSTACLE_SECONDS = 5.0
@@ -30,8 +31,9 @@ REFUSAL_SECONDS = 60.0
 class Reconciler:
     """Level-triggered: a pass needs nothing but the key, and may be cut off anywhere and repeated."""
 
-    def __init__(self, cluster: Cluster, settings: Settings) -> None:
+    def __init__(self, cluster: Cluster, settings: Settings, telemetry: Telemetry) -> None:
         self._cluster = cluster
+        self._telemetry = telemetry
         self._settings = settings
         self._layout = ContainerLayout()
         self._progress_seconds = parse_duration(settings.progress_interval)
@@ -100,6 +102,7 @@ class Reconciler:
             self._cluster.create_event(snapshot.finetunejob, event.type, event.reason, event.message)
         metadata = snapshot.finetunejob["metadata"]
         self._cluster.replace_status(metadata["namespace"], metadata["name"], metadata["resourceVersion"], status)
+        self._telemetry.count_end(snapshot.status.get("phase"), status["phase"])
 
     def _look_again(self, snapshot: Snapshot, stage: Stage, intent: Intent, refusal: str | None) -> float | None:
         if refusal is not None:

@@ -6,7 +6,10 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from finetune_api.names import Phase
+
 PREFIX = "finetune_operator"
+_ENDS = (Phase.SUCCEEDED, Phase.FAILED)
 
 
 class Telemetry:
@@ -30,8 +33,21 @@ class Telemetry:
             ["verb", "resource", "code"],
             registry=self.registry,
         )
+        self._jobs_finished = Counter(
+            f"{PREFIX}_jobs_finished",
+            "FineTuneJobs that this process saw end, by the phase they ended in.",
+            ["phase"],
+            registry=self.registry,
+        )
+        for phase in _ENDS:  # from 0 on, or nobody sees the first increase
+            self._jobs_finished.labels(phase=phase)
         self._queue_depth = Gauge(f"{PREFIX}_queue_depth", "Keys due and not yet taken.", registry=self.registry)
         self._leader = Gauge(f"{PREFIX}_leader", "1 while this process holds the Lease.", registry=self.registry)
+
+    def count_end(self, before: str | None, phase: str) -> None:
+        """Counts a job that has entered its last phase; does nothing otherwise."""
+        if phase in _ENDS and phase != before:
+            self._jobs_finished.labels(phase=phase).inc()
 
     def observe_queue(self, depth: Callable[[], int]) -> None:
         self._queue_depth.set_function(depth)

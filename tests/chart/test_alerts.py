@@ -12,7 +12,7 @@ from finetune_api.metrics import Metric
 from finetune_api.names import Phase
 from tests.chart.chart import CHART, find, render
 from tests.chart.programs import run_program
-from tools.chart.series import GPU_MEMORY_FREE, GPU_MEMORY_USED, GPU_UTILISATION, operator_metric
+from tools.chart.series import DCGM_MEMORY_FREE, DCGM_MEMORY_USED, DCGM_UTILISATION, operator_metric
 
 RULES = CHART / "rules" / "finetune.yaml"
 JOB = {"namespace": "team", "job": "bot", "pod": "bot-x"}
@@ -36,8 +36,13 @@ def of_job(metric: Metric) -> str:
     return name(metric, **JOB, rank="0", instance="10.0.0.1:8000")
 
 
+def device(metric: Metric) -> str:
+    """Of the second GPU of the pod."""
+    return name(metric, **JOB, rank="1", instance="10.0.0.1:8000")
+
+
 def failed(labels: dict[str, str]) -> str:
-    return name(operator_metric("jobs"), **labels, phase=Phase.FAILED)
+    return name(operator_metric("jobs_finished", "_total"), **labels, phase=Phase.FAILED)
 
 
 def passes(seconds: str, each_minute: int) -> Series:
@@ -59,9 +64,12 @@ HEALTHY: Series = {
     of_job(metrics.LEARNING_RATE): "0.0002+0x300",
     of_job(metrics.GRAD_NORM): "1+0x300",
     of_job(metrics.TOKENS_PER_SECOND): "1000+0x300",
-    name(GPU_UTILISATION, **GPU): "95+0x300",
-    name(GPU_MEMORY_USED, **GPU): "60000+0x300",
-    name(GPU_MEMORY_FREE, **GPU): "20000+0x300",
+    name(DCGM_UTILISATION, **GPU): "95+0x300",
+    name(DCGM_MEMORY_USED, **GPU): "60000+0x300",
+    name(DCGM_MEMORY_FREE, **GPU): "20000+0x300",
+    device(metrics.GPU_UTILIZATION): "0.95+0x300",
+    device(metrics.GPU_DEVICE_MEMORY_USED): "60+0x300",
+    device(metrics.GPU_DEVICE_MEMORY_TOTAL): "100+0x300",
     name(operator_metric("leader"), **LEADER): "1+0x300",
     name(operator_metric("leader"), **STANDBY): "0+0x300",
     failed(LEADER): "3+0x300",
@@ -74,6 +82,7 @@ HEALTHY: Series = {
 """A run of 300 minutes in a healthy cluster."""
 
 GONE = "_x300"
+WITHOUT_DCGM: Series = {name(series, **GPU): GONE for series in (DCGM_UTILISATION, DCGM_MEMORY_USED, DCGM_MEMORY_FREE)}
 
 
 class Case(NamedTuple):
@@ -99,26 +108,16 @@ CASES = [
         "FineTuneNeverStarted",
         {of_job(metric): "0+0x300" for metric in (metrics.STEP, metrics.PROGRESS)}
         | {of_job(metric): GONE for metric in (metrics.LOSS, metrics.EVAL_LOSS, metrics.LEARNING_RATE, metrics.GRAD_NORM)}
-        | {of_job(metrics.TOKENS_PER_SECOND): GONE, name(GPU_UTILISATION, **GPU): "0+0x300"},
+        | {of_job(metrics.TOKENS_PER_SECOND): GONE, name(DCGM_UTILISATION, **GPU): "0+0x300"},
         minute=130,
     ),
     Case("FineTuneThroughputDrop", {of_job(metrics.TOKENS_PER_SECOND): "1000+0x180 780+0x100"}),
-    Case("FineTuneGpuIdle", {name(GPU_UTILISATION, **GPU): "95+0x180 49+0x100"}, labels=JOB),
-    Case("FineTuneGpuMemoryFull", {name(GPU_MEMORY_USED, **GPU): "79000+0x300", name(GPU_MEMORY_FREE, **GPU): "1000+0x300"}, labels=JOB),
+    Case("FineTuneGpuIdle", {name(DCGM_UTILISATION, **GPU): "95+0x180 49+0x100"}, labels=JOB),
+    Case("FineTuneGpuMemoryFull", {name(DCGM_MEMORY_USED, **GPU): "79000+0x300", name(DCGM_MEMORY_FREE, **GPU): "1000+0x300"}, labels=JOB),
+    Case("FineTuneGpuIdle", WITHOUT_DCGM | {device(metrics.GPU_UTILIZATION): "0.95+0x180 0.49+0x100"}, labels=JOB),
+    Case("FineTuneGpuMemoryFull", WITHOUT_DCGM | {device(metrics.GPU_DEVICE_MEMORY_USED): "96+0x300"}, labels=JOB),
     Case("FineTuneJobFailed", {failed(LEADER): "3+0x195 4+0x100"}, labels={"namespace": "system"}),
-    Case("FineTuneJobFailed", {failed(LEADER): "_x195 1+0x100"}, labels={"namespace": "system"}),
-    # The new leader counts as the old one did, plus one.
-    Case(
-        "FineTuneJobFailed",
-        {
-            failed(LEADER): "3+0x195 stale",
-            failed(STANDBY): "_x196 4+0x100",
-            name(operator_metric("leader"), **LEADER): "1+0x195 0+0x100",
-            name(operator_metric("leader"), **STANDBY): "0+0x195 1+0x100",
-            name(operator_metric("queue_depth"), **STANDBY): "0+0x300",
-        },
-        labels={"namespace": "system"},
-    ),
+    Case("FineTuneJobFailed", {failed(LEADER): "3+0x195 stale", failed(STANDBY): "0+0x197 1+0x100"}, labels={"namespace": "system"}),
     Case(
         "FineTuneOperatorDown",
         {series: GONE for series in HEALTHY if series.startswith("finetune_operator")},
@@ -138,33 +137,29 @@ ALWAYS = (5, 60, 130, 196, 203, 290)
 
 CALM: dict[str, tuple[Series, tuple[int, ...]]] = {
     "healthy": ({}, ALWAYS),
-    # Prometheus knew nothing of it until then.
-    "cold start with failed jobs of the past": (
-        {
-            name(operator_metric("leader"), **LEADER): "_x195 0 1+0x100",
-            name(operator_metric("leader"), **STANDBY): "_x195 0 0+0x100",
-            failed(LEADER): "_x196 3+0x100",
-        },
-        (198, 203, 206, 207, 290),
-    ),
+    "a leader that starts anew": ({failed(LEADER): "3+0x195 0+0x100"}, (198, 203, 206, 207, 290)),
     "finished, evaluating and exporting": (
         {
             of_job(metrics.PROGRESS): "1+0x300",
             of_job(metrics.STEP): "1000+0x300",
             of_job(metrics.LEARNING_RATE): "0+0x300",
-            name(GPU_UTILISATION, **GPU): "0+0x300",
+            name(DCGM_UTILISATION, **GPU): "0+0x300",
         },
         ALWAYS,
     ),
     "GPU of nobody idle and full": (
         {
-            name(GPU_UTILISATION, namespace="gpu-operator", pod="dcgm-1", gpu="1"): "0+0x300",
-            name(GPU_MEMORY_USED, namespace="gpu-operator", pod="dcgm-1", gpu="1"): "79900+0x300",
-            name(GPU_MEMORY_FREE, namespace="gpu-operator", pod="dcgm-1", gpu="1"): "100+0x300",
+            name(DCGM_UTILISATION, namespace="gpu-operator", pod="dcgm-1", gpu="1"): "0+0x300",
+            name(DCGM_MEMORY_USED, namespace="gpu-operator", pod="dcgm-1", gpu="1"): "79900+0x300",
+            name(DCGM_MEMORY_FREE, namespace="gpu-operator", pod="dcgm-1", gpu="1"): "100+0x300",
         },
         ALWAYS,
     ),
-    "failed job deleted": ({failed(LEADER): "3+0x195 2+0x100"}, ALWAYS),
+    "DCGM's exporter is believed rather than NVML": (
+        {device(metrics.GPU_UTILIZATION): "0+0x300", device(metrics.GPU_DEVICE_MEMORY_USED): "99+0x300"},
+        ALWAYS,
+    ),
+    "without DCGM's exporter": (WITHOUT_DCGM, ALWAYS),
 }
 """What no alert shall fire on, and the minutes looked at."""
 

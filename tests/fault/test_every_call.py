@@ -8,6 +8,7 @@ from finetune_operator.cluster.client import Cluster
 from finetune_operator.cluster.errors import ApiError, Unavailable
 from finetune_operator.reconcile import Reconciler
 from finetune_operator.settings import Settings
+from finetune_operator.telemetry import Telemetry
 from tests.cluster.harness.containers import Life
 from tests.cluster.harness.waiting import wait_until
 from tests.cluster.runtime import connect
@@ -37,14 +38,14 @@ def live(jobs, kubeconfig, name: str, fault_at: int, before: bool) -> int:
     """Lives a whole life, a fresh reconciler after the fault as after a crash. Returns the number of requests."""
     faulty = FaultyTransport(connect(kubeconfig), fault_at, before)
     jobs.create(name, runPolicy={"backoffLimit": 1})
-    reconciler = Reconciler(Cluster(faulty, lambda: 60.0), Settings())
+    reconciler = Reconciler(Cluster(faulty, lambda: 60.0), Settings(), Telemetry())
 
     def one_pass() -> bool:
         nonlocal reconciler
         try:
             reconciler.reconcile((jobs.namespace, name))
         except ApiError:
-            reconciler = Reconciler(Cluster(faulty, lambda: 60.0), Settings())
+            reconciler = Reconciler(Cluster(faulty, lambda: 60.0), Settings(), Telemetry())
         return (jobs.get(name).get("status") or {}).get("phase") == "Succeeded"
 
     wait_until(one_pass, f"{name} Succeeded", describe=lambda: str(jobs.get(name).get("status")))

@@ -1,9 +1,11 @@
 """/metrics, /progress, the lines on stderr, and the termination message."""
 
 import json
+import re
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from finetune_api import metrics
 from finetune_api.exit_codes import ExitCode
 from finetune_api.plan import JobIdentity, TrainingPlan
 from finetune_api.progress import ArtifactRecord, Progress, Termination
+from finetune_trainer.report import devices
 from finetune_trainer.report.server import serve_state
 from finetune_trainer.report.state import RunState, Throughput
 from finetune_trainer.report.terminal import JsonTerminal, RichTerminal
@@ -48,7 +51,7 @@ def test_all_metrics_with_their_labels(state: RunState, monkeypatch: pytest.Monk
             for family in text_string_to_metric_families(_get(server.server_port, "/metrics").decode())
             for sample in family.samples
         }
-        assert set(samples) == {metric.name for metric in metrics.ALL}
+        assert set(samples) == {metric.name for metric in metrics.ALL if metric not in metrics.OF_DEVICES}
         for sample in samples.values():
             assert sample.labels == {"namespace": "team-a", "job": "job-1", "pod": "job-1-abc", "rank": "0"}
         assert samples["finetune_tokens_seen_total"].value == 4096
@@ -177,3 +180,65 @@ def test_the_launcher_tells_the_cause_not_the_first_seen() -> None:
     assert _find_cause({1: failure(1, -9)}, False) == (137, 1)
     assert _find_cause({1: failure(1, -15)}, True) == (75, 1)
     assert _find_cause({1: failure(1, -15)}, False) == (143, 1)
+
+
+class FakeNvml:
+    """Stands for NVIDIA's driver and three GPUs, which no test machine has: the second is a MIG part, which tells nothing."""
+
+    class NVMLError(Exception):
+        pass
+
+    def __init__(self, driver: bool = True) -> None:
+        self._driver = driver
+
+    def nvmlInit(self) -> None:
+        if not self._driver:
+            raise self.NVMLError("Driver Not Loaded")
+
+    def nvmlDeviceGetCount(self) -> int:
+        return 3
+
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> int:
+        return index
+
+    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> int:
+        return {"GPU-c": 2, "GPU-a": 0}[uuid]
+
+    def nvmlDeviceGetMemoryInfo(self, handle: int) -> SimpleNamespace:
+        return SimpleNamespace(used=10 + handle, total=80)
+
+    def nvmlDeviceGetUtilizationRates(self, handle: int) -> SimpleNamespace:
+        if handle == 1:
+            raise self.NVMLError("Not Supported")
+        return SimpleNamespace(gpu=90 + handle)
+
+
+@pytest.mark.parametrize(
+    ("visible", "expected"),
+    [
+        (None, {0: (0.9, 10, 80), 2: (0.92, 12, 80)}),
+        ("GPU-c,GPU-a", {0: (0.92, 12, 80), 1: (0.9, 10, 80)}),
+        ("2", {0: (0.92, 12, 80)}),
+        ("", {}),
+    ],
+)
+def test_devices_by_local_rank(
+    visible: str | None, expected: dict[int, Any], monkeypatch: pytest.MonkeyPatch, state: RunState
+) -> None:
+    monkeypatch.setattr(devices, "pynvml", FakeNvml())
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert devices.Devices().read() == expected
+    server = serve_state(state, 0)
+    try:
+        text = _get(server.server_port, "/metrics").decode()
+    finally:
+        server.shutdown()
+    found = {int(rank): float(value) for rank, value in re.findall(r'gpu_utilization_ratio{.*rank="(\d)"} (.*)', text)}
+    assert found == {rank: sample[0] for rank, sample in expected.items()}
+
+
+def test_without_a_driver_there_are_no_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "pynvml", FakeNvml(driver=False))
+    assert devices.Devices().read() == {}

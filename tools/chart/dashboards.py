@@ -17,10 +17,9 @@ from grafana_foundation_sdk.models.dashboard import (
 from finetune_api import metrics
 from finetune_api.metrics import Metric
 from tools.chart.series import (
-    GPU_MEMORY_USED,
-    GPU_UTILISATION,
     JOB,
-    gpu_of_jobs,
+    gpu_memory_used,
+    gpu_utilisation,
     operator_metric,
     select,
 )
@@ -29,8 +28,6 @@ SELECTED = 'namespace=~"$namespace", job=~"$job"'
 SOURCE = DataSourceRef(type_val="prometheus", uid="${datasource}")
 PER_JOB = "{{namespace}}/{{job}}"
 INTERVAL = "[$__rate_interval]"
-MEBIBYTE = 2**20
-"""The DCGM exporter counts framebuffer memory in MiB."""
 
 Query = tuple[str, str]
 """(expression, legend)."""
@@ -166,19 +163,19 @@ def build_dashboard() -> str:
         .with_panel(
             _graph(
                 "GPU memory",
-                f"{metrics.GPU_MEMORY.description} On device: all processes, from the DCGM exporter.",
+                f"{metrics.GPU_MEMORY.description} On device: all processes, on the fullest GPU; from the DCGM exporter, else NVML.",
                 "bytes",
                 _series(metrics.GPU_MEMORY, f"{PER_JOB} allocated"),
                 _series(metrics.GPU_MEMORY_PEAK, f"{PER_JOB} allocated, peak"),
-                (gpu_of_jobs(f"{GPU_MEMORY_USED} * {MEBIBYTE}", "max", pods), f"{PER_JOB} on device"),
+                (gpu_memory_used(pods), f"{PER_JOB} on device"),
             )
         )
         .with_panel(
             _graph(
                 "GPU utilisation",
-                "Mean over the pod's GPUs, from the DCGM exporter.",
-                "percent",
-                (gpu_of_jobs(GPU_UTILISATION, "avg", pods), PER_JOB),
+                "Mean over the pod's GPUs; from the DCGM exporter, else NVML.",
+                "percentunit",
+                (gpu_utilisation(pods), PER_JOB),
             )
         )
         .with_row(dashboard.Row("Operator"))

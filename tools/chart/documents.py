@@ -166,7 +166,7 @@ are aggregated into these.
 `monitoring.*` adds a ServiceMonitor for the operator, a PodMonitor for the trainers, the alerts below and a Grafana
 dashboard. The trainers' series carry the label `job` with the FineTuneJob's name, so the PodMonitor honours labels; a
 Prometheus with `overrideHonorLabels` would rename it to `exported_job`, and dashboards and alerts would find nothing.
-GPU utilisation comes from NVIDIA's DCGM exporter.
+GPU utilisation comes from NVIDIA's DCGM exporter where it runs, else from the trainers themselves (NVML).
 
 | Alert | Severity | Fires when |
 |---|---|---|

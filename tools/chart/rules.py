@@ -5,9 +5,8 @@ from typing import Any
 from finetune_api import metrics
 from finetune_api.names import Phase
 from tools.chart.series import (
-    GPU_UTILISATION,
     gpu_memory_share,
-    gpu_of_jobs,
+    gpu_utilisation,
     operator_metric,
     select,
     training,
@@ -128,16 +127,16 @@ def _build_training() -> list[dict[str, Any]]:
         ),
         _alert(
             "FineTuneGpuIdle",
-            f"{gpu_of_jobs(GPU_UTILISATION, 'avg', training())} < 50",
+            f"{gpu_utilisation(training())} < 0.5",
             "15m",
             "warning",
-            f"The GPUs of {_POD} are used at {{{{ $value | humanize }}}} %",
+            f"The GPUs of {_POD} are used at {{{{ $value | humanizePercentage }}}}",
             "Mean GPU utilisation is below 50 % while training.",
             "Raise training.perDeviceBatchSize, or give the pod more CPU for reading data; gradientCheckpointing off if memory allows.",
         ),
         _alert(
             "FineTuneGpuMemoryFull",
-            f"{gpu_of_jobs(gpu_memory_share(), 'max', training())} > 0.95",
+            f"{gpu_memory_share(training())} > 0.95",
             "5m",
             "warning",
             f"A GPU of {_POD} is {{{{ $value | humanizePercentage }}}} full",
@@ -151,17 +150,15 @@ def _build_operator() -> list[dict[str, Any]]:
     leader, errors = operator_metric("leader"), operator_metric("reconcile_errors", "_total")
     passes = operator_metric("reconcile_duration_seconds", "_count")
     buckets = operator_metric("reconcile_duration_seconds", "_bucket")
-    failed = f'max by (namespace) ({operator_metric("jobs")}{{phase="{Phase.FAILED}"}}%s)'
-    # No job failed yet 10 minutes ago: 0, but only if a leader was there to tell.
-    none_failed = f"0 * (max by (namespace) ({leader} offset 10m) == 1)"
+    failed = f'{operator_metric("jobs_finished", "_total")}{{phase="{Phase.FAILED}"}}'
     return [
         _alert(
             "FineTuneJobFailed",
-            f"{failed % ''} - ({failed % ' offset 10m'} or {none_failed}) > 0",
+            f"round(sum by (namespace) (increase({failed}[10m]))) > 0",
             "0m",
             "warning",
             "{{ $value }} FineTuneJob(s) failed",
-            "More FineTuneJobs are in phase Failed than 10 minutes ago.",
+            "FineTuneJobs have failed in the last 10 minutes.",
             "`kubectl get finetunejobs --all-namespaces` shows which; `kubectl describe finetunejob` tells the reason and what to change.",
         ),
         _alert(

@@ -10,9 +10,11 @@ JOB = "namespace, job, pod"
 """Labels of one trainer pod; 'job' is the FineTuneJob."""
 
 # NVIDIA's DCGM exporter, default counters.
-GPU_UTILISATION = "DCGM_FI_DEV_GPU_UTIL"
-GPU_MEMORY_USED = "DCGM_FI_DEV_FB_USED"
-GPU_MEMORY_FREE = "DCGM_FI_DEV_FB_FREE"
+DCGM_UTILISATION = "DCGM_FI_DEV_GPU_UTIL"
+DCGM_MEMORY_USED = "DCGM_FI_DEV_FB_USED"
+DCGM_MEMORY_FREE = "DCGM_FI_DEV_FB_FREE"
+_MEBIBYTE = 2**20
+"""The exporter counts memory in MiB."""
 
 
 def _exported() -> frozenset[str]:
@@ -45,21 +47,33 @@ def training(matchers: str = "") -> str:
     return f"group by ({JOB}) ({began} > 0 and {ends} < 1)"
 
 
-def gpu(expression: str, aggregation: str) -> str:
-    """The exporter's series of each pod. Where labels weren't honoured the pod is in exported_pod, the exporter in pod."""
-    for label in ("namespace", "pod"):
-        expression = f'label_replace({expression}, "{label}", "$1", "exported_{label}", "(.+)")'
-    return f"{aggregation} by (namespace, pod) ({expression})"
+def gpu_utilisation(jobs: str) -> str:
+    """Mean utilisation of each pod's GPUs, 0 to 1."""
+    return _of_devices("avg", f"{DCGM_UTILISATION} / 100", select(metrics.GPU_UTILIZATION), jobs)
 
 
-def gpu_of_jobs(expression: str, aggregation: str, jobs: str) -> str:
-    """The exporter's series with the label job.
+def gpu_memory_used(jobs: str) -> str:
+    """Memory in use on the fullest GPU of each pod, bytes."""
+    return _of_devices("max", f"{DCGM_MEMORY_USED} * {_MEBIBYTE}", select(metrics.GPU_DEVICE_MEMORY_USED), jobs)
+
+
+def gpu_memory_share(jobs: str) -> str:
+    """Used share of the memory of the fullest GPU of each pod."""
+    used, total = select(metrics.GPU_DEVICE_MEMORY_USED), select(metrics.GPU_DEVICE_MEMORY_TOTAL)
+    return _of_devices(
+        "max", f"{DCGM_MEMORY_USED} / ({DCGM_MEMORY_USED} + {DCGM_MEMORY_FREE})", f"{used} / {total}", jobs
+    )
+
+
+def _of_devices(aggregation: str, dcgm: str, own: str, jobs: str) -> str:
+    """A value of the GPUs of each pod: by the DCGM exporter, else by the trainer itself.
+
+    The exporter's series have the pod's name in exported_pod where labels weren't honoured (pod is the exporter's).
 
     :param jobs: an expression that is 1 for each pod wanted, with the labels JOB.
     """
-    return f"{gpu(expression, aggregation)} * on (namespace, pod) group_right () {jobs}"
-
-
-def gpu_memory_share() -> str:
-    """Used share of each GPU's memory."""
-    return f"{GPU_MEMORY_USED} / ({GPU_MEMORY_USED} + {GPU_MEMORY_FREE})"
+    for label in ("namespace", "pod"):
+        dcgm = f'label_replace({dcgm}, "{label}", "$1", "exported_{label}", "(.+)")'
+    by_exporter = f"{aggregation} by (namespace, pod) ({dcgm}) * on (namespace, pod) group_right () {jobs}"
+    by_trainer = f"{aggregation} by ({JOB}) ({own}) * on ({JOB}) {jobs}"
+    return f"(({by_exporter}) or ({by_trainer}))"

@@ -12,6 +12,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from finetune_api import metrics, names
+from finetune_trainer.report.devices import Devices
 from finetune_trainer.report.state import RunState, gpu_memory_bytes, host_memory_bytes, peak_host_memory_bytes
 
 
@@ -21,18 +22,25 @@ class RunCollector(Collector):
     def __init__(self, state: RunState) -> None:
         self._state = state
         pod = os.environ.get(names.ENV_POD_NAME) or socket.gethostname()
-        self._labels = (state.job.namespace, state.job.name, pod, "0")
+        self._labels = (state.job.namespace, state.job.name, pod)
+        self._devices = Devices()
 
     def collect(self) -> Iterator[Metric]:
-        values = self._values()
-        for metric in metrics.ALL:
-            value = values[metric]
-            if value is None:
-                continue
+        of_rank_0 = {metric: {0: value} for metric, value in self._values().items() if value is not None}
+        for metric, by_rank in (of_rank_0 | self._device_values()).items():
             family = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
             series = family(metric.name, metric.description, labels=metrics.LABELS)
-            series.add_metric(self._labels, value)
+            for rank, value in by_rank.items():
+                series.add_metric((*self._labels, str(rank)), value)
             yield series
+
+    def _device_values(self) -> dict[metrics.Metric, dict[int, float]]:
+        samples = self._devices.read()
+        return {
+            metrics.GPU_UTILIZATION: {rank: sample.utilization for rank, sample in samples.items()},
+            metrics.GPU_DEVICE_MEMORY_USED: {rank: sample.memory_used for rank, sample in samples.items()},
+            metrics.GPU_DEVICE_MEMORY_TOTAL: {rank: sample.memory_total for rank, sample in samples.items()},
+        }
 
     def _values(self) -> dict[metrics.Metric, float | None]:
         progress, throughput = self._state.progress, self._state.throughput
