@@ -40,13 +40,14 @@ GPU_MEMORY_PEAK = Metric("finetune_gpu_memory_peak_bytes", "gauge", "Peak device
 GPU_UTILIZATION = Metric(
     "finetune_gpu_utilization_ratio", "gauge", "Share of the last second in which a kernel ran on the GPU, by NVML."
 )
+GPU_POWER = Metric("finetune_gpu_power_watts", "gauge", "Power that the GPU draws, by NVML.")
 GPU_DEVICE_MEMORY_USED = Metric(
     "finetune_gpu_device_memory_used_bytes", "gauge", "Memory of the GPU in use by all processes, by NVML."
 )
 GPU_DEVICE_MEMORY_TOTAL = Metric("finetune_gpu_device_memory_total_bytes", "gauge", "Memory of the GPU, by NVML.")
 CHECKPOINT_STEP = Metric("finetune_checkpoint_step", "gauge", "Step of the newest complete checkpoint.")
 
-OF_DEVICES = (GPU_UTILIZATION, GPU_DEVICE_MEMORY_USED, GPU_DEVICE_MEMORY_TOTAL)
+OF_DEVICES = (GPU_UTILIZATION, GPU_POWER, GPU_DEVICE_MEMORY_USED, GPU_DEVICE_MEMORY_TOTAL)
 """One sample for each GPU of the pod; rank is that of the process that trains on it. Absent without NVML."""
 
 ALL: tuple[Metric, ...] = (

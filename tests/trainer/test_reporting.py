@@ -1,7 +1,6 @@
 """/metrics, /progress, the lines on stderr, and the termination message."""
 
 import json
-import re
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -37,7 +36,7 @@ def test_all_metrics_with_their_labels(state: RunState, monkeypatch: pytest.Monk
 
     monkeypatch.setenv("POD_NAME", "job-1-abc")
     monkeypatch.setenv("POD_IP", "127.0.0.1")
-    server = serve_state(state, 0)
+    server = serve_state(state, devices.Devices(0), 0)
     try:
         text = _get(server.server_port, "/metrics").decode()
         assert "finetune_loss{" not in text, "a number that isn't known yet is left out"
@@ -70,8 +69,8 @@ def test_all_metrics_with_their_labels(state: RunState, monkeypatch: pytest.Monk
 
 
 def test_a_taken_port_is_no_reason_to_stop(state: RunState) -> None:
-    first = serve_state(state, 0)
-    second = serve_state(state, first.server_port)
+    first = serve_state(state, devices.Devices(0), 0)
+    second = serve_state(state, devices.Devices(0), first.server_port)
     try:
         assert first.server_port != second.server_port
         assert _get(second.server_port, "/healthz") == b"ok\n"
@@ -183,7 +182,10 @@ def test_the_launcher_tells_the_cause_not_the_first_seen() -> None:
 
 
 class FakeNvml:
-    """Stands for NVIDIA's driver and three GPUs, which no test machine has: the second is a MIG part, which tells nothing."""
+    """Stands for NVIDIA's driver and three GPUs, which no test machine has.
+
+    The second is a part of a GPU (MIG), which tells no utilisation; the third doesn't measure its power.
+    """
 
     class NVMLError(Exception):
         pass
@@ -199,6 +201,8 @@ class FakeNvml:
         return 3
 
     def nvmlDeviceGetHandleByIndex(self, index: int) -> int:
+        if index > 2:
+            raise self.NVMLError("Invalid Argument")
         return index
 
     def nvmlDeviceGetHandleByUUID(self, uuid: str) -> int:
@@ -207,6 +211,11 @@ class FakeNvml:
     def nvmlDeviceGetMemoryInfo(self, handle: int) -> SimpleNamespace:
         return SimpleNamespace(used=10 + handle, total=80)
 
+    def nvmlDeviceGetPowerUsage(self, handle: int) -> int:
+        if handle == 2:
+            raise self.NVMLError("Not Supported")
+        return 350_000
+
     def nvmlDeviceGetUtilizationRates(self, handle: int) -> SimpleNamespace:
         if handle == 1:
             raise self.NVMLError("Not Supported")
@@ -214,31 +223,84 @@ class FakeNvml:
 
 
 @pytest.mark.parametrize(
-    ("visible", "expected"),
+    ("visible", "processes", "utilization", "problem"),
     [
-        (None, {0: (0.9, 10, 80), 2: (0.92, 12, 80)}),
-        ("GPU-c,GPU-a", {0: (0.92, 12, 80), 1: (0.9, 10, 80)}),
-        ("2", {0: (0.92, 12, 80)}),
-        ("", {}),
+        (None, 3, {0: 0.9, 2: 0.92}, "Not Supported (GPU of rank 1)"),
+        (None, 1, {0: 0.9}, None),
+        ("GPU-c,GPU-a", 2, {0: 0.92, 1: 0.9}, None),
+        ("2", 1, {0: 0.92}, None),
+        ("7", 1, {}, "Invalid Argument"),
+        (None, 0, {}, None),
     ],
 )
 def test_devices_by_local_rank(
-    visible: str | None, expected: dict[int, Any], monkeypatch: pytest.MonkeyPatch, state: RunState
+    visible: str | None,
+    processes: int,
+    utilization: dict[int, float],
+    problem: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+    state: RunState,
 ) -> None:
+    from prometheus_client.parser import text_string_to_metric_families
+
     monkeypatch.setattr(devices, "pynvml", FakeNvml())
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert devices.Devices().read() == expected
-    server = serve_state(state, 0)
+    opened = devices.Devices(processes)
+    assert opened.problem == problem
+    server = serve_state(state, opened, 0)
     try:
         text = _get(server.server_port, "/metrics").decode()
     finally:
         server.shutdown()
-    found = {int(rank): float(value) for rank, value in re.findall(r'gpu_utilization_ratio{.*rank="(\d)"} (.*)', text)}
-    assert found == {rank: sample[0] for rank, sample in expected.items()}
+        server.server_close()
+    found: dict[str, dict[int, float]] = {metric.name: {} for metric in metrics.OF_DEVICES}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            if sample.name in found:
+                found[sample.name][int(sample.labels["rank"])] = sample.value
+    of_gpu = {0.9: (10, 350.0), 0.92: (12, None)}  # utilisation -> memory, power
+    powers = {rank: of_gpu[share][1] for rank, share in utilization.items()}
+    assert found == {
+        metrics.GPU_UTILIZATION.name: utilization,
+        metrics.GPU_POWER.name: {rank: power for rank, power in powers.items() if power is not None},
+        metrics.GPU_DEVICE_MEMORY_USED.name: {rank: of_gpu[share][0] for rank, share in utilization.items()},
+        metrics.GPU_DEVICE_MEMORY_TOTAL.name: dict.fromkeys(utilization, 80),
+    }
 
 
-def test_without_a_driver_there_are_no_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_without_a_driver_says_so_once_and_trains(
+    make: Callable[..., TrainingPlan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the CPU here, taken for a run on one GPU."""
+    from finetune_trainer import __main__ as trainer
+    from finetune_trainer.stop import StopRequest
+
     monkeypatch.setattr(devices, "pynvml", FakeNvml(driver=False))
-    assert devices.Devices().read() == {}
+    monkeypatch.setattr(trainer, "Devices", lambda _: devices.Devices(1))
+    plan, recorder = make(observability={"metrics_port": 0}), Recorder()
+    result = trainer._run(plan, True, recorder, RunState(plan.job), StopRequest())
+    assert result is not None and result.steps == 9
+    assert recorder.messages("warning") == ["GPU metrics by NVML are incomplete: Driver Not Loaded"]
+
+
+def test_a_run_on_the_cpu_tells_nothing_of_gpus(
+    make: Callable[..., TrainingPlan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may see some: idle, or others'."""
+    from finetune_trainer import __main__ as trainer
+
+    opened: list[int] = []
+    monkeypatch.setattr(trainer, "Devices", lambda processes: opened.append(processes) or devices.Devices(processes))
+    monkeypatch.setattr("finetune_trainer.run.run_training", lambda *_: None)
+    for parallelism in ({}, {"device": "cuda", "processes_per_node": 4}):
+        plan = make(observability={"metrics_port": 0}, parallelism=parallelism)
+        monkeypatch.setattr("finetune_trainer.distributed.join_ranks", lambda _: None)
+        trainer._run(plan, True, Recorder(), RunState(plan.job), trainer.StopRequest())
+    assert opened == [0, 4]
+
+
+def test_the_real_library_tells_of_a_gpu_or_why_not() -> None:
+    opened = devices.Devices(1)
+    assert (0 in opened.read()[metrics.GPU_UTILIZATION]) == (opened.problem is None)

@@ -2,6 +2,7 @@
 
 import json
 from string import ascii_uppercase
+from typing import TypeVar
 
 from grafana_foundation_sdk.builders import common, dashboard, prometheus, stat, timeseries
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
@@ -19,6 +20,7 @@ from finetune_api.metrics import Metric
 from tools.chart.series import (
     JOB,
     gpu_memory_used,
+    gpu_power,
     gpu_utilisation,
     operator_metric,
     select,
@@ -31,19 +33,23 @@ INTERVAL = "[$__rate_interval]"
 
 Query = tuple[str, str]
 """(expression, legend)."""
+Panel = TypeVar("Panel", timeseries.Panel, stat.Panel)
 
 
 def _query(query: Query) -> prometheus.Dataquery:
     return prometheus.Dataquery().expr(query[0]).legend_format(query[1]).datasource(SOURCE).range()
 
 
+def _fill(panel: Panel, title: str, description: str, unit: str, *queries: Query) -> Panel:
+    panel = panel.title(title).description(description).datasource(SOURCE).unit(unit)
+    for letter, query in zip(ascii_uppercase, queries, strict=False):
+        panel = panel.with_target(_query(query).ref_id(letter))
+    return panel
+
+
 def _graph(title: str, description: str, unit: str, *queries: Query, width: int = 8) -> timeseries.Panel:
-    panel = (
-        timeseries.Panel()
-        .title(title)
-        .description(description)
-        .datasource(SOURCE)
-        .unit(unit)
+    return (
+        _fill(timeseries.Panel(), title, description, unit, *queries)
         .span(width)
         .height(8)
         .legend(
@@ -55,22 +61,14 @@ def _graph(title: str, description: str, unit: str, *queries: Query, width: int 
         )
         .tooltip(common.VizTooltipOptions().mode(TooltipDisplayMode.MULTI))
     )
-    for letter, query in zip(ascii_uppercase, queries, strict=False):
-        panel = panel.with_target(_query(query).ref_id(letter))
-    return panel
 
 
 def _number(title: str, description: str, unit: str, query: Query) -> stat.Panel:
     return (
-        stat.Panel()
-        .title(title)
-        .description(description)
-        .datasource(SOURCE)
-        .unit(unit)
+        _fill(stat.Panel(), title, description, unit, query)
         .span(6)
         .height(5)
         .reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]))
-        .with_target(_query(query).ref_id("A"))
     )
 
 
@@ -147,10 +145,11 @@ def build_dashboard() -> str:
         .with_panel(_metric_graph("Learning rate", metrics.LEARNING_RATE, "sci"))
         .with_panel(_metric_graph("Gradient norm", metrics.GRAD_NORM, "none"))
         .with_panel(_metric_graph("Epoch", metrics.EPOCH, "none"))
-        .with_row(dashboard.Row("Speed and memory"))
+        .with_row(dashboard.Row("Speed"))
         .with_panel(_metric_graph("Tokens per second", metrics.TOKENS_PER_SECOND, "short"))
         .with_panel(_metric_graph("Step time", metrics.STEP_SECONDS, "s"))
         .with_panel(_metric_graph("Progress", metrics.PROGRESS, "percentunit"))
+        .with_row(dashboard.Row("Memory and GPUs"))
         .with_panel(
             _graph(
                 "Host memory",
@@ -158,6 +157,7 @@ def build_dashboard() -> str:
                 "bytes",
                 _series(metrics.HOST_MEMORY, f"{PER_JOB} now"),
                 _series(metrics.HOST_MEMORY_PEAK, f"{PER_JOB} peak"),
+                width=6,
             )
         )
         .with_panel(
@@ -168,6 +168,7 @@ def build_dashboard() -> str:
                 _series(metrics.GPU_MEMORY, f"{PER_JOB} allocated"),
                 _series(metrics.GPU_MEMORY_PEAK, f"{PER_JOB} allocated, peak"),
                 (gpu_memory_used(pods), f"{PER_JOB} on device"),
+                width=6,
             )
         )
         .with_panel(
@@ -176,6 +177,16 @@ def build_dashboard() -> str:
                 "Mean over the pod's GPUs; from the DCGM exporter, else NVML.",
                 "percentunit",
                 (gpu_utilisation(pods), PER_JOB),
+                width=6,
+            )
+        )
+        .with_panel(
+            _graph(
+                "GPU power",
+                "Of all the pod's GPUs; from the DCGM exporter, else NVML.",
+                "watt",
+                (gpu_power(pods), PER_JOB),
+                width=6,
             )
         )
         .with_row(dashboard.Row("Operator"))

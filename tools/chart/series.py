@@ -11,6 +11,7 @@ JOB = "namespace, job, pod"
 
 # NVIDIA's DCGM exporter, default counters.
 DCGM_UTILISATION = "DCGM_FI_DEV_GPU_UTIL"
+DCGM_POWER = "DCGM_FI_DEV_POWER_USAGE"
 DCGM_MEMORY_USED = "DCGM_FI_DEV_FB_USED"
 DCGM_MEMORY_FREE = "DCGM_FI_DEV_FB_FREE"
 _MEBIBYTE = 2**20
@@ -50,6 +51,11 @@ def training(matchers: str = "") -> str:
 def gpu_utilisation(jobs: str) -> str:
     """Mean utilisation of each pod's GPUs, 0 to 1."""
     return _of_devices("avg", f"{DCGM_UTILISATION} / 100", select(metrics.GPU_UTILIZATION), jobs)
+
+
+def gpu_power(jobs: str) -> str:
+    """Power that each pod's GPUs draw together, W."""
+    return _of_devices("sum", DCGM_POWER, select(metrics.GPU_POWER), jobs)
 
 
 def gpu_memory_used(jobs: str) -> str:

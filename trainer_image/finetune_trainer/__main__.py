@@ -14,6 +14,7 @@ from finetune_api.progress import ArtifactRecord, Result
 from finetune_trainer.environment import prepare_environment, quiet_libraries
 from finetune_trainer.errors import InvalidInputError, classify_error, describe_validation_error
 from finetune_trainer.launcher import is_rank, launch
+from finetune_trainer.report.devices import Devices
 from finetune_trainer.report.result import read_finished
 from finetune_trainer.report.server import serve_state
 from finetune_trainer.report.state import RunState
@@ -102,7 +103,10 @@ def run_plan(plan: TrainingPlan) -> int:
 def _run(plan: TrainingPlan, is_main: bool, terminal: Terminal, state: RunState, stop: StopRequest) -> Result | None:
     server = None
     if is_main:
-        server = serve_state(state, plan.observability.metrics_port)
+        devices = Devices(plan.parallelism.processes_per_node if plan.parallelism.device == "cuda" else 0)
+        if devices.problem:
+            terminal.event("warning", f"GPU metrics by NVML are incomplete: {devices.problem}")
+        server = serve_state(state, devices, plan.observability.metrics_port)
         if plan.observability.metrics_port not in (0, server.server_port):
             terminal.event("warning", f"observability.metricsPort {plan.observability.metrics_port} is taken")
         terminal.event("serving", f"metrics on port {server.server_port}", port=server.server_port)

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from finetune_api.spec import FineTuneJob
 from finetune_operator.cli.explain import explain_job
 from finetune_operator.cli.inputs import read_jobs, read_settings
 from finetune_operator.cli.output import open_stdout, print_data, print_objects
@@ -13,9 +14,14 @@ from finetune_operator.spec.wording import format_value
 
 def render_file(file: Path, settings_file: Path | None, namespace: str | None, output: str) -> None:
     """Prints the objects of every FineTuneJob in the file."""
+    render_jobs([job for job, _ in read_jobs(file, namespace).jobs], settings_file, output)
+
+
+def render_jobs(jobs: list[FineTuneJob], settings_file: Path | None, output: str) -> None:
+    """Prints the objects of each of them."""
     settings, layout = read_settings(settings_file), ContainerLayout()
     objects = []
-    for job, _ in read_jobs(file, namespace).jobs:
+    for job in jobs:
         objects += build_manifests(job, decide_plan(job, settings, layout), settings, layout)
     print_objects(objects, output)
 

@@ -19,28 +19,20 @@ from finetune_trainer.report.state import RunState, gpu_memory_bytes, host_memor
 class RunCollector(Collector):
     """The run's series, read from the state at each scrape; what isn't known yet is left out."""
 
-    def __init__(self, state: RunState) -> None:
+    def __init__(self, state: RunState, devices: Devices) -> None:
         self._state = state
         pod = os.environ.get(names.ENV_POD_NAME) or socket.gethostname()
         self._labels = (state.job.namespace, state.job.name, pod)
-        self._devices = Devices()
+        self._devices = devices
 
     def collect(self) -> Iterator[Metric]:
         of_rank_0 = {metric: {0: value} for metric, value in self._values().items() if value is not None}
-        for metric, by_rank in (of_rank_0 | self._device_values()).items():
+        for metric, by_rank in (of_rank_0 | self._devices.read()).items():
             family = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
             series = family(metric.name, metric.description, labels=metrics.LABELS)
             for rank, value in by_rank.items():
                 series.add_metric((*self._labels, str(rank)), value)
             yield series
-
-    def _device_values(self) -> dict[metrics.Metric, dict[int, float]]:
-        samples = self._devices.read()
-        return {
-            metrics.GPU_UTILIZATION: {rank: sample.utilization for rank, sample in samples.items()},
-            metrics.GPU_DEVICE_MEMORY_USED: {rank: sample.memory_used for rank, sample in samples.items()},
-            metrics.GPU_DEVICE_MEMORY_TOTAL: {rank: sample.memory_total for rank, sample in samples.items()},
-        }
 
     def _values(self) -> dict[metrics.Metric, float | None]:
         progress, throughput = self._state.progress, self._state.throughput
@@ -96,8 +88,8 @@ class _Handler(BaseHTTPRequestHandler):
         """Requests aren't logged: there is one every few seconds."""
 
 
-def serve_state(state: RunState, port: int) -> ThreadingHTTPServer:
-    """Serve ``state`` from a thread; ``server_port`` is another than ``port`` when that is 0 or taken.
+def serve_state(state: RunState, devices: Devices, port: int) -> ThreadingHTTPServer:
+    """Serve ``state`` and what its GPUs tell from a thread; ``server_port`` is another than ``port`` when that is 0 or taken.
 
     In a pod it listens on the pod's address, elsewhere on loopback only.
     """
@@ -112,6 +104,6 @@ def serve_state(state: RunState, port: int) -> ThreadingHTTPServer:
         server = _Server((host, 0), _Handler)
     server.state = state
     server.registry = CollectorRegistry()
-    server.registry.register(RunCollector(state))
+    server.registry.register(RunCollector(state, devices))
     threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
     return server

@@ -1,0 +1,1 @@
+"""``kubectl finetune``: FineTuneJobs of a cluster, by kubectl itself with the person's own kubeconfig and rights."""
