@@ -82,7 +82,14 @@ HEALTHY: Series = {
 """A run of 300 minutes in a healthy cluster."""
 
 GONE = "_x300"
-WITHOUT_DCGM: Series = {name(series, **GPU): GONE for series in (DCGM_UTILISATION, DCGM_MEMORY_USED, DCGM_MEMORY_FREE)}
+OF_DCGM = (DCGM_UTILISATION, DCGM_MEMORY_USED, DCGM_MEMORY_FREE)
+WITHOUT_DCGM: Series = {name(series, **GPU): GONE for series in OF_DCGM}
+WITHOUT_NVML: Series = {
+    device(metric): GONE
+    for metric in (metrics.GPU_UTILIZATION, metrics.GPU_DEVICE_MEMORY_USED, metrics.GPU_DEVICE_MEMORY_TOTAL)
+}
+HONOURED = {"namespace": "team", "pod": "bot-x", "gpu": "0"}
+"""As Prometheus stores the DCGM exporter's series with honorLabels."""
 
 
 class Case(NamedTuple):
@@ -114,9 +121,12 @@ CASES = [
     Case("FineTuneThroughputDrop", {of_job(metrics.TOKENS_PER_SECOND): "1000+0x180 780+0x100"}),
     Case("FineTuneGpuIdle", {name(DCGM_UTILISATION, **GPU): "95+0x180 49+0x100"}, labels=JOB),
     Case("FineTuneGpuMemoryFull", {name(DCGM_MEMORY_USED, **GPU): "79000+0x300", name(DCGM_MEMORY_FREE, **GPU): "1000+0x300"}, labels=JOB),
+    Case("FineTuneGpuIdle", WITHOUT_NVML | {name(DCGM_UTILISATION, **GPU): "95+0x180 49+0x100"}, labels=JOB),
+    Case("FineTuneGpuIdle", WITHOUT_DCGM | {name(DCGM_UTILISATION, **HONOURED): "95+0x180 49+0x100"}, labels=JOB),
     Case("FineTuneGpuIdle", WITHOUT_DCGM | {device(metrics.GPU_UTILIZATION): "0.95+0x180 0.49+0x100"}, labels=JOB),
     Case("FineTuneGpuMemoryFull", WITHOUT_DCGM | {device(metrics.GPU_DEVICE_MEMORY_USED): "96+0x300"}, labels=JOB),
     Case("FineTuneJobFailed", {failed(LEADER): "3+0x195 4+0x100"}, labels={"namespace": "system"}),
+    Case("FineTuneJobFailed", {failed(LEADER): "0+0x195 1+0x100"}, labels={"namespace": "system"}),
     Case("FineTuneJobFailed", {failed(LEADER): "3+0x195 stale", failed(STANDBY): "0+0x197 1+0x100"}, labels={"namespace": "system"}),
     Case(
         "FineTuneOperatorDown",
@@ -160,6 +170,8 @@ CALM: dict[str, tuple[Series, tuple[int, ...]]] = {
         ALWAYS,
     ),
     "without DCGM's exporter": (WITHOUT_DCGM, ALWAYS),
+    "with DCGM's exporter alone": (WITHOUT_NVML, ALWAYS),
+    "without GPU": (WITHOUT_DCGM | WITHOUT_NVML, ALWAYS),
 }
 """What no alert shall fire on, and the minutes looked at."""
 

@@ -50,7 +50,7 @@ def test_stop_and_resume(plugin: Plugin, jobs, kubelet) -> None:
     kubelet(mode="scripted", script=lambda pod: Life(600.0, exit_code_on_sigterm=75))
     jobs.create("bot")
     jobs.wait_for("bot", phase="Preparing")
-    assert "Suspended: " in plugin.run("stop", "bot", "--wait")
+    assert "\nSuspended; " in plugin.run("stop", "bot", "--wait")
     card = plugin.run("status", "bot")
     assert "kubectl finetune resume bot" in card
     assert "bot goes on from the start" in plugin.run("resume", "bot")
@@ -88,8 +88,10 @@ def test_deletion_ends_the_watch(plugin: Plugin, jobs, kubelet) -> None:
     kubelet(mode="scripted", script=lambda pod: Life(600.0))
     jobs.create("bot")
     with plugin.start("status", "bot", "--watch") as process:
-        assert process.stdout is not None and process.stdout.readline().startswith("Pending")
+        assert process.stdout is not None
+        first = process.stdout.readline()
         jobs.api.delete(f"/apis/finetune.dev/v1alpha1/namespaces/{jobs.namespace}/finetunejobs/bot")
         _, error = process.communicate(timeout=60)
+    assert first.startswith(("Pending: ", "Preparing: "))
     assert process.returncode == 1
     assert "finetunejob bot was deleted" in error
