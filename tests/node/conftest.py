@@ -28,6 +28,12 @@ def node() -> Iterator[Node]:
         yield started
 
 
+@pytest.fixture(scope="session")
+def report() -> list[str]:
+    """Lines for the end of pytest's output."""
+    return _report
+
+
 @pytest.fixture(scope="package")
 def control_plane(node: Node) -> ControlPlane:
     """The node's, in place of the one that only has test kubelets."""

@@ -63,7 +63,7 @@ class Story:
 
 
 @pytest.fixture(scope="module")
-def story(release: Release, restricted_namespace: str, node: Node) -> Story:
+def story(release: Release, restricted_namespace: str, node: Node, report: list[str]) -> Story:
     training = Training(node.control_plane, restricted_namespace, "quickstart")
     story = Story(node.control_plane, training)
     began = time.monotonic()
@@ -85,7 +85,7 @@ def story(release: Release, restricted_namespace: str, node: Node) -> Story:
     reached("complete")
     story.ended = time.time()
     story.log = training.kubectl("logs", pod)
-    print(*(f"{what}: after {seconds:.0f} s" for what, seconds in story.seconds.items()), sep="\n")
+    report.extend(f"quickstart {what}: after {seconds:.0f} s" for what, seconds in story.seconds.items())
     print(training.kubectl("get", "finetunejob", "--output", "wide"))
     return story
 
