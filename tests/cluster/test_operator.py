@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from finetune_api.progress import ArtifactRecord, Termination
+from finetune_operator.manifests.metadata import build_metadata
+from finetune_operator.spec.parse import parse_finetunejob
 from tests.cluster.harness.containers import Life
 from tests.cluster.harness.waiting import wait_until
 from tests.cluster.operator_process import USER, OperatorProcess
@@ -142,6 +144,20 @@ def test_somebody_elses_job_is_left_alone(control_plane, jobs, operator, kubelet
     assert "NameConflict" in control_plane.kubectl("describe", "ftj", "taken", namespace=jobs.namespace)
     jobs.delete_workload("taken")
     jobs.wait_for("taken", phase="Succeeded")
+
+
+def test_a_plan_of_a_pass_that_died_is_replaced(kubeconfig, namespace, jobs, tmp_path, kubelet):
+    """A ConfigMap that was made before the spec changed, and no Job: nothing ran by it, so it is made anew."""
+    kubelet(mode="scripted")
+    owner = jobs.create("outdated")
+    metadata = build_metadata(parse_finetunejob(owner), "outdated-plan")
+    path = f"/api/v1/namespaces/{namespace}/configmaps"
+    old = jobs.api.post(path, {"metadata": metadata, "immutable": True, "data": {"plan.json": "{}"}})
+    with OperatorProcess(kubeconfig, namespace, tmp_path):
+        jobs.wait_for("outdated", phase="Succeeded")
+    new = jobs.api.get(f"{path}/outdated-plan")
+    assert new["metadata"]["uid"] != old["metadata"]["uid"]
+    assert json.loads(new["data"]["plan.json"])["job"]["runId"] == owner["metadata"]["uid"]
 
 
 def test_what_people_see(control_plane, jobs, operator, kubelet):

@@ -47,7 +47,7 @@ def pods(node: Node, namespace: str) -> Pods:
 
 
 @pytest.fixture(scope="module")
-def restricted_namespace(control_plane: ControlPlane, request: pytest.FixtureRequest) -> Iterator[str]:
+def restricted_namespace(control_plane: ControlPlane) -> Iterator[str]:
     """A team's namespace that enforces Pod Security 'restricted', one a module."""
     metadata = {"generateName": "team-", "labels": RESTRICTED}
     name = control_plane.api.post("/api/v1/namespaces", {"metadata": metadata})["metadata"]["name"]

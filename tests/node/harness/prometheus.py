@@ -98,7 +98,7 @@ def build_config(monitors: list[Object], rules: Path, kubeconfig: Path, seconds:
 def build_scrape_config(monitor: Object, discovery: Object) -> Object:
     """The scrape configuration that the Prometheus operator makes of a ServiceMonitor or PodMonitor of one endpoint.
 
-    Its steps for shards are left out. Raises ValueError on a field that isn't translated.
+    Its steps for shards, by __tmp labels, are left out. Raises ValueError on a field that isn't translated.
     """
     metadata, spec = monitor["metadata"], monitor["spec"]
     of_pods = monitor["kind"] == "PodMonitor"
@@ -110,7 +110,7 @@ def build_scrape_config(monitor: Object, discovery: Object) -> Object:
     namespaces = {} if selector.get("any") else {"names": selector.get("matchNames", [metadata["namespace"]])}
     relabel = _relabel_pods if of_pods else _relabel_endpoints
     config = {
-        "job_name": f"{monitor['kind']}/{metadata['namespace']}/{metadata['name']}",
+        "job_name": f"{'pod' if of_pods else 'service'}Monitor/{metadata['namespace']}/{metadata['name']}/0",
         "honor_labels": endpoint.get("honorLabels", False),
         "kubernetes_sd_configs": [
             {"role": "pod" if of_pods else "endpointslice"}
