@@ -2,17 +2,23 @@
 
 import hashlib
 import json
-from typing import Literal
+from typing import Any, Literal
 
+from finetune_api.methods import MethodType
 from finetune_api.model_base import ApiModel
+from finetune_api.objectives import DpoLoss, ObjectiveType
+from finetune_api.strategies import StrategyType
 
 PLAN_VERSION: Literal[1] = 1
 
 Dtype = Literal["float32", "bfloat16", "float16"]
-DatasetFormat = Literal["auto", "alpaca", "chatml", "sharegpt", "prompt-completion", "text"]
-MethodType = Literal["full", "lora", "qlora"]
-Artifact = Literal["adapter", "merged"]
+DatasetFormat = Literal[
+    "auto", "alpaca", "chatml", "sharegpt", "prompt-completion", "text", "preference", "unpaired-preference", "prompts"
+]
+Artifact = Literal["adapter", "merged", "gguf"]
 Tracker = Literal["tensorboard", "wandb"]
+TextMetric = Literal["bleu", "rouge", "exact-match", "token-accuracy", "perplexity"]
+GgufType = Literal["f16", "q8_0", "q4_0"]
 
 
 class ResolvedSource(ApiModel):
@@ -46,6 +52,24 @@ class ModelPlan(ApiModel):
     trust_remote_code: bool = False
 
 
+class CleaningPlan(ApiModel):
+    dedup: Literal["none", "exact", "minhash"] = "none"
+    """exact: rows of the same text; minhash: rows whose word 5-grams overlap by an estimated ``threshold`` too."""
+    threshold: float = 0.85
+    min_length: int | None = None
+    """Rows of fewer tokens are left out."""
+    max_length: int | None = None
+    """Rows of more tokens are left out, instead of cut."""
+
+
+class MixturePlan(ApiModel):
+    source: ResolvedSource
+    split: str = "train"
+    format: DatasetFormat
+    weight: float
+    """Rows of this source for each row of ``dataset.source``, in expectation."""
+
+
 class DatasetPlan(ApiModel):
     source: ResolvedSource
     split: str = "train"
@@ -55,6 +79,11 @@ class DatasetPlan(ApiModel):
     validation_fraction: float | None = None
     """Share of the training rows split off by ``training.seed``; never together with ``validation_source``."""
     max_samples: int | None = None
+    cleaning: CleaningPlan = CleaningPlan()
+    mixtures: tuple[MixturePlan, ...] = ()
+    """Mixed into the training rows; against forgetting, say."""
+    streaming: bool = False
+    """Rows are encoded as they are needed and never stand on the disk as a whole."""
 
 
 class LoraPlan(ApiModel):
@@ -63,6 +92,31 @@ class LoraPlan(ApiModel):
     dropout: float
     target_modules: tuple[str, ...]
     """Module names, or the single word ``all-linear``."""
+    learning_rate_ratio: float | None = None
+    """lora-plus: learning rate of the B matrices over that of the A matrices."""
+    initial_rank: int | None = None
+    """adalora: rank of each module before the budget is cut to ``rank`` on average."""
+
+
+class Ia3Plan(ApiModel):
+    target_modules: tuple[str, ...] | None = None
+    """None: PEFT's choice for the architecture (keys, values, down projections)."""
+
+
+class PromptPlan(ApiModel):
+    """Of prefix, prompt, p-tuning and p-tuning-v2."""
+
+    virtual_tokens: int
+    encoder_hidden_size: int | None = None
+    """Hidden size of the network that makes the virtual tokens (prefix, p-tuning); None: the model's own."""
+
+
+class BottleneckPlan(ApiModel):
+    size: int
+    """Width of the bottleneck."""
+    placement: Literal["houlsby", "pfeiffer"]
+    """houlsby: behind attention and feed-forward; pfeiffer: behind feed-forward only."""
+    dropout: float = 0.0
 
 
 class QuantizationPlan(ApiModel):
@@ -73,17 +127,78 @@ class QuantizationPlan(ApiModel):
 
 
 class MethodPlan(ApiModel):
+    """What is trained. Of the parts below exactly the one that ``methods.METHODS[type].part`` names is set."""
+
     type: MethodType
     lora: LoraPlan | None = None
-    """Set for lora and qlora."""
     quantization: QuantizationPlan | None = None
-    """Set for qlora."""
+    """Set for qlora; bits of loftq."""
+    ia3: Ia3Plan | None = None
+    prompt: PromptPlan | None = None
+    bottleneck: BottleneckPlan | None = None
+    trainable_layers: int | None = None
+    """Set for freeze: so many of the last decoder layers are trained, with the final norm."""
+    resume_adapter: ResolvedSource | None = None
+    """A PEFT adapter of the same kind that the training starts from."""
+
+
+class GenerationPlan(ApiModel):
+    """How grpo, rloo and ppo let the model answer."""
+
+    completions: int = 8
+    """Answers a prompt (grpo, rloo: one group)."""
+    max_tokens: int = 256
+    """Most new tokens of an answer."""
+    temperature: float = 1.0
+    top_p: float = 1.0
+
+
+class PpoPlan(ApiModel):
+    """PPO (Schulman et al. 2017) as used for language models (Ziegler et al. 2019, Ouyang et al. 2022)."""
+
+    epochs: int = 4
+    """Passes over one batch of answers."""
+    clip_range: float = 0.2
+    value_clip_range: float = 0.2
+    value_coefficient: float = 0.1
+    gamma: float = 1.0
+    gae_lambda: float = 0.95
+    whiten_advantages: bool = True
 
 
 class ObjectivePlan(ApiModel):
-    type: Literal["sft"]
+    type: ObjectiveType
     response_only: bool
-    """Loss on the responses (completion, assistant turns) only; the prompt is masked."""
+    """sft: loss on the responses (completion, assistant turns) only; the prompt is masked."""
+    beta: float | None = None
+    """Weight of the distance to the reference: dpo, kto, grpo, rloo and ppo (KL coefficient), orpo (lambda)."""
+    losses: tuple[DpoLoss, ...] = ("sigmoid",)
+    """dpo: TRL's loss types, summed with ``loss_weights``."""
+    loss_weights: tuple[float, ...] = ()
+    """One for each of ``losses``; empty: 1 each."""
+    label_smoothing: float = 0.0
+    reference_model: ResolvedSource | None = None
+    """Another reference than the start of the training itself."""
+    precompute_reference: bool = False
+    """dpo, kto: the reference's log-probabilities are computed once before training, then it leaves the memory."""
+    desirable_weight: float = 1.0
+    undesirable_weight: float = 1.0
+    reward_model: ResolvedSource | None = None
+    """Sequence classifier of one label that scores answers (grpo, rloo, ppo)."""
+    reward_functions: tuple[str, ...] = ()
+    """Names of ``finetune_trainer.objective.rewards`` (grpo, rloo, ppo), or ``module:function``; their sum is the reward."""
+    generation: GenerationPlan | None = None
+    """Set for grpo, rloo and ppo."""
+    ppo: PpoPlan | None = None
+    """Set for ppo."""
+
+
+class EarlyStoppingPlan(ApiModel):
+    metric: str
+    """A key of the evaluation's log, such as ``eval_loss``."""
+    patience: int
+    """Evaluations in a row without an improvement of ``min_delta``."""
+    min_delta: float
 
 
 class HyperparameterPlan(ApiModel):
@@ -98,8 +213,21 @@ class HyperparameterPlan(ApiModel):
     per_device_batch_size: int
     gradient_accumulation: int
     max_length: int
-    """Tokens; longer rows are cut."""
+    """Tokens; longer rows are cut. 0: the 95th percentile of the rows, rounded up to a multiple of 64."""
+    packing: Literal["none", "bfd"] = "none"
+    """bfd: rows share sequences of ``max_length`` by best-fit decreasing, attention kept within each row."""
+    padding_free: bool = False
+    """The rows of a batch stand in one sequence without padding, attention kept within each row."""
     gradient_checkpointing: bool
+    activation_offload: bool = False
+    """Activations wait for the backward pass in host memory."""
+    fused_kernels: bool = False
+    """Fused kernels of the ``kernels`` library for norms, rotary embeddings, MLP and loss."""
+    neftune_alpha: float | None = None
+    early_stopping: EarlyStoppingPlan | None = None
+    batch_search: bool = False
+    """Halves the batch (and doubles the accumulation) until a step fits the memory."""
+    data_loader_workers: int = 0
     optimizer: str
     """A transformers ``OptimizerNames`` value."""
     max_grad_norm: float
@@ -109,6 +237,26 @@ class HyperparameterPlan(ApiModel):
     logging_steps: int
 
 
+class HarnessPlan(ApiModel):
+    """Tasks of EleutherAI's lm-evaluation-harness."""
+
+    tasks: tuple[str, ...]
+    """Names of its registry, or file:///path.yaml of a task's definition."""
+    limit: int | None = None
+    """Documents a task."""
+    fewshot: int | None = None
+    """None: as the task says."""
+
+
+class GatePlan(ApiModel):
+    metric: str
+    """A key of the result's ``evaluation``."""
+    op: Literal["<", "<=", ">", ">="]
+    value: float | None = None
+    versus_base: float | None = None
+    """Exactly one of both is set. The bound is the base model's figure plus this one."""
+
+
 class EvaluationPlan(ApiModel):
     every_steps: int | None = None
     """None: at each epoch's end (with validation data). Always before the first and after the last step too."""
@@ -116,13 +264,24 @@ class EvaluationPlan(ApiModel):
     """Prompts that the model answers greedily before and after training; the answers stand in result.json."""
     sample_tokens: int = 96
     """Most new tokens of an answer."""
+    metrics: tuple[TextMetric, ...] = ()
+    """bleu, rouge, exact-match: on greedy answers to the validation rows, before and after training."""
+    metric_rows: int = 64
+    """Validation rows that are answered for the metrics."""
+    harness: HarnessPlan | None = None
+    gates: tuple[GatePlan, ...] = ()
+    """All have to hold after training, or the run fails, its artifacts kept."""
 
 
 class ParallelismPlan(ApiModel):
-    strategy: Literal["single", "ddp"]
+    strategy: StrategyType
     device: Literal["cpu", "cuda"]
     nodes: int = 1
     processes_per_node: int
+    deepspeed: dict[str, Any] | None = None
+    """DeepSpeed's configuration; set for zero1, zero2 and zero3."""
+    fsdp: dict[str, Any] | None = None
+    """``fsdp_config`` of transformers; set for fsdp."""
 
     @property
     def world_size(self) -> int:
@@ -135,16 +294,27 @@ class CheckpointPlan(ApiModel):
     every_steps: int | None = None
     """None: at each epoch's end."""
     keep: int
+    keep_best: bool = False
+    """The checkpoint of the lowest validation loss is kept too, and its weights are those exported."""
     resume: Literal["auto", "never"]
+
+
+class HubPlan(ApiModel):
+    repo: str
+    """organisation/name"""
+    private: bool
 
 
 class OutputPlan(ApiModel):
     directory: str
-    """Artifacts go to ``<directory>/adapter`` and ``<directory>/merged``, the summary to ``<directory>/result.json``."""
+    """Artifacts go to ``<directory>/adapter``, ``merged`` and ``gguf``, the summary to ``<directory>/result.json``."""
     artifacts: tuple[Artifact, ...]
     """``merged``: the whole model in safetensors; for full fine-tuning the model itself."""
     verify: bool
     """Reload each artifact and compare its logits with the trained model's."""
+    gguf_type: GgufType = "f16"
+    hub: HubPlan | None = None
+    """Where the artifacts are uploaded to; the token is in the environment."""
 
 
 class ObservabilityPlan(ApiModel):

@@ -7,8 +7,10 @@ import traceback
 from pathlib import Path
 
 from pydantic import ValidationError
+from pydantic.alias_generators import to_camel
 
 from finetune_api.exit_codes import ExitCode
+from finetune_api.methods import METHODS
 from finetune_api.plan import TrainingPlan
 from finetune_api.progress import ArtifactRecord, Result
 from finetune_trainer.environment import prepare_environment, quiet_libraries
@@ -57,12 +59,13 @@ def load_plan(path: Path) -> TrainingPlan:
 def _require_sense(plan: TrainingPlan) -> None:
     """What only fields together show, before anything is loaded. Raises: InvalidInputError."""
     method, training = plan.method, plan.training
-    if method.type != "full" and method.lora is None:
-        raise InvalidInputError(f"method.lora is missing, method.type {method.type} needs it")
+    part = METHODS[method.type].part
+    if part != "none" and getattr(method, part) is None:
+        raise InvalidInputError(f"method.{to_camel(part)} is missing, method.type {method.type} needs it")
     if method.type == "qlora" and method.quantization is None:
         raise InvalidInputError("method.quantization is missing, method.type qlora needs it")
-    if method.type == "full" and "adapter" in plan.output.artifacts:
-        raise InvalidInputError("output.artifacts has adapter, method.type full makes none: use merged")
+    if not METHODS[method.type].adapter and "adapter" in plan.output.artifacts:
+        raise InvalidInputError(f"output.artifacts has adapter, method.type {method.type} makes none: use merged")
     if (training.epochs is None) == (training.max_steps is None):
         raise InvalidInputError("exactly one of training.epochs and training.maxSteps has to be set")
     if plan.parallelism.device == "cpu" and training.precision in ("fp16", "tf32"):

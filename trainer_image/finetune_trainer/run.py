@@ -17,9 +17,11 @@ from finetune_trainer.errors import PreemptedError
 from finetune_trainer.evaluate.loss import loss_after, loss_before, training_loss
 from finetune_trainer.evaluate.samples import answer_before, answer_prompts
 from finetune_trainer.export.artifacts import export_artifacts
+from finetune_trainer.model.adapter import prepare_method
 from finetune_trainer.model.load import load_model, load_tokenizer, require_fitting_vocabulary
 from finetune_trainer.model.source import locate_model
-from finetune_trainer.objective.sft import build_trainer
+from finetune_trainer.objective.build import build_config, build_trainer
+from finetune_trainer.objective.parts import Parts
 from finetune_trainer.report.callback import ReportCallback
 from finetune_trainer.report.result import read_versions, write_result
 from finetune_trainer.report.state import RunState, gpu_memory_bytes, peak_host_memory_bytes
@@ -35,6 +37,8 @@ def run_training(
     """Prepare, train, evaluate, export; the result, on rank 0 only."""
     location, tokenizer, data = _prepare(plan, ranks, terminal)
     resume = _find_resume_point(plan, ranks, data, terminal)
+    # Before the model: it sets up the engines that decide how the weights are loaded.
+    config = build_config(plan, data.validation is not None, resumed=resume is not None)
     model = load_model(plan, location, ranks.local_rank)
     require_fitting_vocabulary(plan, data.largest_id, model)
     before = answer_before(plan, model, tokenizer) if ranks.is_main else []
@@ -65,11 +69,12 @@ def run_training(
             terminal.event("checkpoint", f"checkpoint of step {step} is complete", step=step)
 
     checkpoints = CheckpointCallback(plan, ranks, stop, describe, announce)
-    trainer = build_trainer(plan, model, tokenizer, data, [checkpoints, report], resumed=resume is not None)
+    trained, peft_config = prepare_method(plan, model)
+    trainer = build_trainer(config, Parts(plan, trained, peft_config, tokenizer, data, [checkpoints, report]))
     if resume is not None:
         state.update(checkpoint_step=resume.marker.step, restarted_from=resume.marker.step)
         terminal.event("resumed", f"going on from the checkpoint of step {resume.marker.step}", step=resume.marker.step)
-    trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    trainable = sum(parameter.numel() for parameter in trainer.model.parameters() if parameter.requires_grad)
     total = trainer.model.num_parameters()
     _train(trainer, resume, ranks, stop)
 

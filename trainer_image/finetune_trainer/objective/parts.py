@@ -1,0 +1,23 @@
+"""What every objective builds its trainer of."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import TrainerCallback
+
+from finetune_api.plan import TrainingPlan
+from finetune_trainer.data.prepare import PreparedData
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Loaded and prepared; an objective adds only its own."""
+
+    plan: TrainingPlan
+    model: Any
+    """The base model, or the model with the adapter that the training starts from."""
+    peft_config: Any
+    """The adapter that TRL is to attach; None: the model is as it is to be trained."""
+    tokenizer: Any
+    data: PreparedData
+    callbacks: list[TrainerCallback]
