@@ -6,7 +6,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 FAST := tests/unit tests/golden
 
-.PHONY: help setup demo test test-fast test-node verify format generate golden lock bench soak docs clean \
+.PHONY: help setup demo test test-fast test-node test-matrix test-model bench-trainer verify format generate golden lock bench soak docs clean \
 	cluster-up cluster-down cluster-demo images sbom
 
 help: ## Show the targets
@@ -25,6 +25,12 @@ test: setup ## Install what the tests need and run all of them
 
 test-node: setup ## Only the tests on a real node (kubelet, containerd); they need root
 	$(BIN)/pytest tests/node
+
+test-matrix: setup ## Train every supported cell of method x objective x strategy; writes benchmarks/results/matrix.json
+	FINETUNE_MATRIX=all $(BIN)/pytest tests/trainer/test_matrix.py
+
+test-model: setup ## SmolLM2 learns by lora, qlora, dora and dpo; minutes each
+	$(BIN)/pytest tests/model -rP
 
 test-fast: setup ## Run the tests that take milliseconds
 	@$(BIN)/pytest $(FAST) -q --durations=3
@@ -66,8 +72,11 @@ images: setup ## Build both images for the node; prints sizes and times
 sbom: setup ## Write dist/sbom/*.cdx.json
 	@$(BIN)/python -m tests.node.harness sbom
 
-bench: setup ## Measure against named peers
+bench: bench-trainer ## Measure against named peers
 	$(BIN)/python -m benchmarks.reconcile
+
+bench-trainer: setup ## Tokens/s and memory of the trainer against plain scripts
+	$(BIN)/python -m benchmarks.trainer
 
 soak: setup ## The long forms of the fault tests
 	FINETUNE_SOAK=1 $(BIN)/pytest tests/fault
