@@ -131,7 +131,7 @@ def test_rows_cut_to_nothing_are_counted(make: Callable[..., TrainingPlan], tmp_
     run(make(data=data, training={"max_steps": 1, "epochs": None}), recorder)
     [warning] = recorder.messages("warning")
     assert warning.startswith("1 of 5 rows of file://")
-    assert "training.maxLength 128 cuts off their whole response" in warning
+    assert "training.maxLength 128 cuts off the whole response of them" in warning
 
 
 def test_infinite_loss_ends_the_run_with_advice(make: Callable[..., TrainingPlan]) -> None:

@@ -4,12 +4,23 @@ The mask is found by rendering growing prefixes of the conversation, not by ``{%
 templates of Llama 3.1, Qwen3 and Gemma have none, and would mask everything.
 """
 
+import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from finetune_trainer.data.formats import Continuation, Conversation, Example, Text
+from finetune_trainer.data.formats import (
+    Continuation,
+    Conversation,
+    Judged,
+    Message,
+    Preference,
+    Prompt,
+    Text,
+    Turns,
+)
 from finetune_trainer.errors import InvalidInputError
 
 IGNORED = -100
@@ -63,18 +74,62 @@ class Encoder:
             token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special
         } | {tokenizer.eos_token_id}
 
-    def encode(self, example: Example) -> list[Encoded]:
+    def encode(self, example: Conversation | Continuation | Text) -> list[Encoded]:
         """The rows of one example. Raises: InvalidInputError, also with what the template itself refuses."""
         if isinstance(example, Conversation):
-            if self._tokenizer.chat_template is not None:
+            if self._tokenizer.chat_template is not None or example.plain is None:
                 return self._encode_conversation(example)
-            if example.plain is None:
-                raise InvalidInputError(
-                    "the dataset holds conversations and the model's tokenizer has no chat template: set "
-                    "model.chatTemplate, or use a model that was tuned for chat"
-                )
             example = example.plain
         return [self._encode_text(example)]
+
+    def encode_preference(self, example: Preference) -> dict[str, Any]:
+        """``prompt_ids``, ``chosen_ids`` and ``rejected_ids``, as TRL's DPOTrainer makes them."""
+        prompt_ids, [chosen_ids, rejected_ids] = self._encode_answers(
+            example.prompt, [example.chosen, example.rejected], example.tools
+        )
+        return {"prompt_ids": prompt_ids, "chosen_ids": chosen_ids, "rejected_ids": rejected_ids}
+
+    def encode_judged(self, example: Judged) -> dict[str, Any]:
+        """``prompt_ids``, ``completion_ids`` and ``label``, as TRL's KTOTrainer makes them."""
+        prompt_ids, [completion_ids] = self._encode_answers(example.prompt, [example.completion], example.tools)
+        return {"prompt_ids": prompt_ids, "completion_ids": completion_ids, "label": example.label}
+
+    def encode_prompt(self, example: Prompt) -> dict[str, Any]:
+        """``prompt`` as text with the opening of the answer, its ``prompt_ids``, ``reference`` and ``fields``."""
+        prompt = example.prompt
+        if self._tokenizer.chat_template is None and example.plain is not None:
+            prompt = example.plain
+        text = prompt if isinstance(prompt, str) else self._render(prompt, example.tools, generate=True)
+        return {
+            "prompt": text,
+            "prompt_ids": self._token_ids(text, plain=isinstance(prompt, str)),
+            "reference": example.reference,
+            "fields": json.dumps(example.fields, ensure_ascii=False, default=str),
+        }
+
+    def _encode_answers(
+        self, prompt: Turns, answers: list[Turns], tools: list[Any] | None
+    ) -> tuple[list[int], list[list[int]]]:
+        """Ids of the prompt and of each answer; the answers begin where one of them parts from the prompt's ids."""
+        rows = []
+        if isinstance(prompt, str):
+            eos = self._tokenizer.eos_token
+            prompt_ids = self._token_ids(prompt, plain=True)
+            for answer in answers:
+                text = f"{prompt}{answer}"
+                rows.append(self._token_ids(text if text.endswith(eos) else text + eos, plain=True))
+        else:
+            prompt_ids = self._token_ids(self._render(prompt, tools, generate=True), plain=False)
+            for answer in answers:
+                text = self._render([*prompt, *answer], tools)
+                rows.append(self._token_ids(text, plain=False))
+        border = min(_common_length(prompt_ids, row) for row in rows)
+        ends = [self._missing_end(row[border:]) for row in rows]
+        return prompt_ids[:border], [[*row[border:], *end] for row, end in zip(rows, ends, strict=True)]
+
+    def _token_ids(self, text: str, plain: bool) -> list[int]:
+        """Special tokens are added to plain text only: a template writes its own."""
+        return list(self._tokenizer(text, add_special_tokens=plain)["input_ids"])
 
     def _encode_text(self, example: Continuation | Text) -> Encoded:
         eos = self._tokenizer.eos_token
@@ -88,7 +143,7 @@ class Encoder:
 
     def _encode_conversation(self, example: Conversation) -> list[Encoded]:
         if not self._response_only:
-            text = self._render(example, len(example.messages))
+            text = self._render(example.messages, example.tools)
             return [self._tokenize(_Rendering(text, [(0, len(text))]), add_special_tokens=False)]
         turns = [
             index
@@ -102,19 +157,24 @@ class Encoder:
             renderings = [self._render_spans(example, [turn], turn + 1) for turn in turns]
         return [self._end_response(self._tokenize(rendering, add_special_tokens=False)) for rendering in renderings]
 
-    def _render(self, example: Conversation, length: int, generate: bool = False) -> str:
+    def _render(self, messages: list[Message], tools: list[Any] | None, generate: bool = False) -> str:
         from jinja2 import TemplateError
 
+        if self._tokenizer.chat_template is None:
+            raise InvalidInputError(
+                "the dataset holds conversations and the model's tokenizer has no chat template: set "
+                "model.chatTemplate, or use a model that was tuned for chat"
+            )
         try:
             text = self._tokenizer.apply_chat_template(
-                example.messages[:length],
-                tools=example.tools,
+                messages,
+                tools=tools,
                 chat_template=self._template,
                 tokenize=False,
                 add_generation_prompt=generate,
             )
         except TemplateError as error:
-            roles = ", ".join(message["role"] for message in example.messages[:length])
+            roles = ", ".join(message["role"] for message in messages)
             raise InvalidInputError(
                 f"the chat template refuses a conversation of {roles}: {error}; mend the rows or set model.chatTemplate"
             ) from error
@@ -126,12 +186,13 @@ class Encoder:
         A span starts where the prompt of its turn, with the opening of the answer, ends. Where the template opens the
         answer otherwise than it later writes it (an opening ``<think>`` of reasoning models), it starts where the two part.
         """
-        text = self._render(example, length)
+        messages, tools = example.messages, example.tools
+        text = self._render(messages[:length], tools)
         spans = []
         for turn in turns:
-            history = self._render(example, turn) if turn > 0 else ""
-            opened = self._render(example, turn, generate=True) if turn > 0 else ""
-            answered = self._render(example, turn + 1)
+            history = self._render(messages[:turn], tools) if turn > 0 else ""
+            opened = self._render(messages[:turn], tools, generate=True) if turn > 0 else ""
+            answered = self._render(messages[: turn + 1], tools)
             if not text.startswith(history) or not text.startswith(answered):
                 raise UnstableTemplateError
             start = _common_length(opened, text)
@@ -168,14 +229,17 @@ class Encoder:
         position = len(row.labels)
         while position > 0 and row.labels[position - 1] != IGNORED:
             position -= 1
-        if position == len(row.labels) or self._special_ids.intersection(row.labels[position:]):
+        if position == len(row.labels):
             return row
-        eos = self._tokenizer.eos_token_id
-        return Encoded([*row.input_ids, eos], [*row.labels, eos])
+        end = self._missing_end(row.labels[position:])
+        return Encoded([*row.input_ids, *end], [*row.labels, *end])
+
+    def _missing_end(self, answer: list[int]) -> list[int]:
+        return [] if self._special_ids.intersection(answer) else [self._tokenizer.eos_token_id]
 
 
-def _common_length(one: str, other: str) -> int:
-    """Number of characters that both begin with."""
+def _common_length(one: Sequence[object], other: Sequence[object]) -> int:
+    """Number of characters, or tokens, that both begin with."""
     length = 0
     for left, right in zip(one, other, strict=False):
         if left != right:

@@ -1,12 +1,15 @@
 """The dataset formats: which columns each needs, and how a row becomes an example.
 
-alpaca: Stanford Alpaca; chatml: OpenAI's ``messages``; sharegpt: ``conversations`` of from/value.
+alpaca: Stanford Alpaca; chatml: OpenAI's ``messages``; sharegpt: ``conversations`` of from/value; preference,
+unpaired-preference and prompts: as TRL's dataset formats.
 """
 
+import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from finetune_api.objectives import OBJECTIVES, ObjectiveType, Rows
 from finetune_api.plan import DatasetFormat
 from finetune_trainer.errors import InvalidInputError
 
@@ -41,7 +44,45 @@ class Text:
     text: str
 
 
-Example = Conversation | Continuation | Text
+Turns = str | list[Message]
+"""Plain text, or messages for the chat template."""
+
+
+@dataclass(frozen=True)
+class Preference:
+    """A prompt with the better and the worse answer; all three are text, or all three are messages."""
+
+    prompt: Turns
+    chosen: Turns
+    rejected: Turns
+    tools: list[Any] | None = None
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A prompt with one answer, which is liked or not; both are text, or both are messages."""
+
+    prompt: Turns
+    completion: Turns
+    label: bool
+    tools: list[Any] | None = None
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt for the model to answer."""
+
+    prompt: Turns
+    reference: str
+    """The right or wanted answer; empty: the row has none."""
+    fields: dict[str, Any]
+    """The row's other fields, for reward functions."""
+    tools: list[Any] | None = None
+    plain: str | None = None
+    """What stands in for messages when the tokenizer has no chat template."""
+
+
+Example = Conversation | Continuation | Text | Preference | Judged | Prompt
 
 
 class RowProblemError(Exception):
@@ -54,8 +95,14 @@ NEEDED: dict[str, tuple[str, ...]] = {
     "prompt-completion": ("prompt", "completion"),
     "alpaca": ("instruction", "output"),
     "text": ("text",),
+    "preference": ("chosen", "rejected"),
+    "unpaired-preference": ("prompt", "completion", "label"),
+    "prompts": ("prompt",),
 }
-"""Columns of each format, in the order in which ``auto`` looks for them."""
+"""Columns of each format. ``auto`` looks for them in the order of the objective's formats."""
+
+REFERENCES = ("reference", "answer", "solution", "completion")
+"""Fields of the format ``prompts`` in which a reference answer is looked for, in this order."""
 
 _SHAREGPT_ROLES = {
     "system": "system",
@@ -71,25 +118,64 @@ _SHAREGPT_ROLES = {
 }
 
 
-def detect_format(wanted: DatasetFormat, columns: Iterable[str], where: str) -> str:
-    """The format to read rows of these ``columns`` by.
+def detect_format(objective: ObjectiveType, wanted: DatasetFormat, columns: Iterable[str], where: str) -> str:
+    """The format to read rows of these ``columns`` by, of those that ``objective`` can be trained on.
 
     Raises: InvalidInputError naming the columns and what each format needs.
     """
+    formats = OBJECTIVES[objective].formats
+    if wanted != "auto" and wanted not in formats:
+        raise InvalidInputError(
+            f"dataset.format {wanted} does not fit objective.type {objective}, which takes {', '.join(formats)}: "
+            f"change one of both; {_name_objectives(wanted)}"
+        )
     present = set(columns)
-    candidates = NEEDED if wanted == "auto" else {wanted: NEEDED[wanted]}
-    for name, needed in candidates.items():
-        if present.issuperset(needed):
+    candidates = formats if wanted == "auto" else (wanted,)
+    for name in candidates:
+        if present.issuperset(NEEDED[name]):
             return name
-    needs = "; ".join(f"{name} needs {', '.join(needed)}" for name, needed in candidates.items())
+    needs = "; ".join(f"{name} needs {', '.join(NEEDED[name])}" for name in candidates)
+    others = [name for name, needed in NEEDED.items() if name not in formats and present.issuperset(needed)]
+    hint = "".join(f"; {_name_objectives(name)}" for name in others[:1]) if wanted == "auto" else ""
     raise InvalidInputError(
-        f"dataset.format {wanted}: {where} has the columns {', '.join(sorted(present)) or '(none)'}; {needs}"
+        f"dataset.format {wanted}: {where} has the columns {', '.join(sorted(present)) or '(none)'}; for objective.type "
+        f"{objective}, {needs}{hint}"
     )
 
 
-def parse_row(format_name: str, fields: dict[str, Any]) -> Example:
-    """The example in a row. Raises: RowProblemError."""
-    return _PARSERS[format_name](fields)
+def _name_objectives(format_name: str) -> str:
+    takers = [name for name, objective in OBJECTIVES.items() if format_name in objective.formats]
+    return f"rows of the format {format_name} train objective.type {', '.join(takers)}"
+
+
+def parse_row(rows: Rows, format_name: str, fields: dict[str, Any]) -> list[Example]:
+    """The examples in a row, for training on ``rows``. Raises: RowProblemError."""
+    example = _PARSERS[format_name](fields)
+    if rows == "unpaired" and isinstance(example, Preference):
+        return [
+            Judged(example.prompt, example.chosen, True, example.tools),
+            Judged(example.prompt, example.rejected, False, example.tools),
+        ]
+    if rows == "prompts" and isinstance(example, Conversation | Continuation):
+        others = {name: value for name, value in fields.items() if name not in (*NEEDED[format_name], "tools")}
+        return [_ask(example, others)]
+    return [example]
+
+
+def _ask(example: Conversation | Continuation, fields: dict[str, Any]) -> Prompt:
+    """The prompt of a row that has its answer: of a conversation, what stands before the last answer."""
+    if isinstance(example, Continuation):
+        return Prompt(example.prompt, example.completion, fields)
+    last = max(index for index, message in enumerate(example.messages) if message["role"] == "assistant")
+    if last == 0:
+        raise RowProblemError("the conversation has one turn of the assistant and nothing before it to be answered")
+    return Prompt(
+        example.messages[:last],
+        example.messages[last]["content"],
+        fields,
+        example.tools,
+        example.plain.prompt if example.plain else None,
+    )
 
 
 def _text(fields: dict[str, Any], field: str) -> str:
@@ -131,13 +217,23 @@ def _parse_messages(fields: dict[str, Any], field: str, messages: object) -> lis
     return parsed
 
 
+def _parse_tools(fields: dict[str, Any]) -> list[Any] | None:
+    """The functions that the assistant may call, as a list or as JSON text of one."""
+    tools = fields.get("tools") or None
+    if isinstance(tools, str):
+        try:
+            tools = json.loads(tools) or None
+        except json.JSONDecodeError as error:
+            raise RowProblemError(f"field tools is text and not JSON: {error.msg} at column {error.colno}") from error
+    if tools is not None and not isinstance(tools, list):
+        raise RowProblemError(f"field tools is a {type(tools).__name__}, not a list")
+    return tools
+
+
 def _conversation(fields: dict[str, Any], field: str, messages: list[Message], prompt_length: int = 0) -> Conversation:
     if not any(message["role"] == "assistant" for message in messages[prompt_length:]):
         raise RowProblemError(f"field {field} has no turn of the assistant")
-    tools = fields.get("tools") or None
-    if tools is not None and not isinstance(tools, list):
-        raise RowProblemError(f"field tools is a {type(tools).__name__}, not a list")
-    return Conversation(messages, tools, prompt_length)
+    return Conversation(messages, _parse_tools(fields), prompt_length)
 
 
 def _parse_chatml(fields: dict[str, Any]) -> Example:
@@ -176,10 +272,81 @@ def _parse_text(fields: dict[str, Any]) -> Example:
     return Text(_text(fields, "text"))
 
 
+def _parse_turns(fields: dict[str, Any], field: str) -> Turns:
+    value = fields.get(field)
+    return _parse_messages(fields, field, value) if isinstance(value, list) else _text(fields, field)
+
+
+def _align(prompt: Turns, *answers: Turns) -> tuple[Turns, ...]:
+    """Prompt and answers as text if all of them are, else all as messages."""
+    if all(isinstance(part, str) for part in (prompt, *answers)):
+        return (prompt, *answers)
+    return (_as_messages("user", prompt), *(_as_messages("assistant", answer) for answer in answers))
+
+
+def _as_messages(role: str, turns: Turns) -> list[Message]:
+    return [{"role": role, "content": turns}] if isinstance(turns, str) else turns
+
+
+def _parse_preference(fields: dict[str, Any]) -> Example:
+    chosen, rejected = _parse_turns(fields, "chosen"), _parse_turns(fields, "rejected")
+    if type(chosen) is not type(rejected):
+        raise RowProblemError("one of the fields chosen and rejected is text, the other is a list of messages")
+    tools = _parse_tools(fields)
+    shared = _shared_length(chosen, rejected)
+    if fields.get("prompt") is not None:
+        prompt = _parse_turns(fields, "prompt")
+        # Some datasets repeat as text what chosen and rejected begin with as messages.
+        if not (isinstance(prompt, str) and isinstance(chosen, list) and shared > 0):
+            prompt, chosen, rejected = _align(prompt, chosen, rejected)
+            return Preference(prompt, chosen, rejected, tools)
+    if shared == 0:
+        raise RowProblemError("fields chosen and rejected begin differently and there is no field prompt")
+    return Preference(chosen[:shared], chosen[shared:], rejected[shared:], tools)
+
+
+def _shared_length(chosen: Turns, rejected: Turns) -> int:
+    """Length of the prompt that both begin with, as in TRL's ``extract_prompt``: neither is left without an answer, and
+    a space before the answer belongs to the answer."""
+    shortest = min(len(chosen), len(rejected))
+    for index in range(shortest):
+        if chosen[index] != rejected[index]:
+            return index - 1 if index and chosen[index - 1] == " " else index
+    return shortest - 1
+
+
+_LABELS = {"true": True, "1": True, "false": False, "0": False}
+
+
+def _parse_unpaired(fields: dict[str, Any]) -> Example:
+    label = _LABELS.get(str(fields.get("label")).strip().lower())
+    if label is None:
+        raise RowProblemError(f"field label is {fields.get('label')!r}, not true or false")
+    prompt, completion = _align(_parse_turns(fields, "prompt"), _parse_turns(fields, "completion"))
+    return Judged(prompt, completion, label, _parse_tools(fields))
+
+
+def _parse_prompts(fields: dict[str, Any]) -> Example:
+    answer = next((name for name in REFERENCES if fields.get(name) is not None), None)
+    others = {name: value for name, value in fields.items() if name not in ("prompt", "tools", answer)}
+    reference = _reference_text(fields[answer]) if answer else ""
+    return Prompt(_parse_turns(fields, "prompt"), reference, others, _parse_tools(fields))
+
+
+def _reference_text(value: object) -> str:
+    """A reference as text: of messages the last one's, of other values their JSON."""
+    if isinstance(value, list) and value and isinstance(value[-1], dict) and isinstance(value[-1].get("content"), str):
+        return str(value[-1]["content"])
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
 _PARSERS: dict[str, Callable[[dict[str, Any]], Example]] = {
     "alpaca": _parse_alpaca,
     "chatml": _parse_chatml,
     "sharegpt": _parse_sharegpt,
     "prompt-completion": _parse_prompt_completion,
     "text": _parse_text,
+    "preference": _parse_preference,
+    "unpaired-preference": _parse_unpaired,
+    "prompts": _parse_prompts,
 }

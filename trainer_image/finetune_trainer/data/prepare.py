@@ -1,6 +1,7 @@
 """The prepared dataset: rows read, checked, encoded, cut and written as Arrow files that every rank maps."""
 
 import hashlib
+import itertools
 import os
 import random
 import shutil
@@ -11,9 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune_api.plan import DatasetPlan, ResolvedSource, TrainingPlan
-from finetune_trainer.data.encode import IGNORED, Encoder
+from finetune_api.objectives import OBJECTIVES
+from finetune_api.plan import ResolvedSource, TrainingPlan
+from finetune_trainer.data.encode import Encoder
 from finetune_trainer.data.formats import RowProblemError, detect_format, parse_row
+from finetune_trainer.data.rows import ColumnType, Row, kind_of
 from finetune_trainer.data.sources import RawRow, read_rows
 from finetune_trainer.errors import InvalidInputError
 
@@ -30,9 +33,9 @@ class _Counts:
 
     rows: int = 0
     cut: int = 0
-    """Rows longer than maxLength."""
+    """Rows cut to maxLength."""
     emptied: int = 0
-    """Rows left out: the cut took all of their response."""
+    """Rows left out: nothing of an answer is within maxLength."""
     rewritten: int = 0
     """Conversations that became a row per response."""
 
@@ -56,14 +59,16 @@ def prepare_data(plan: TrainingPlan, tokenizer: Any, folder: Path, warn: Warn) -
 
 @dataclass(frozen=True)
 class PreparedData:
-    """datasets.Dataset objects with ``input_ids`` and ``labels``."""
+    """datasets.Dataset objects with the columns of the objective's kind of rows."""
 
     train: Any
     validation: Any
     """None without validation data."""
     fingerprint: str
-    """Hash of the training rows' ids and labels in order: the same plan over a changed file is another training."""
+    """Hash of the training rows in order: the same plan over a changed file is another training."""
     largest_id: int
+    max_length: int
+    """Tokens that no row exceeds: ``training.max_length``, or what was decided for it."""
 
 
 def load_data(plan: TrainingPlan, folder: Path) -> PreparedData:
@@ -76,13 +81,14 @@ def load_data(plan: TrainingPlan, folder: Path) -> PreparedData:
         validation = Dataset.from_file(str(folder / "validation.arrow"))
     elif plan.dataset.validation_fraction:
         train, validation = _split(plan, train)
-    columns = ["input_ids", "labels"]
-    fingerprint, largest_id = _scan(train)
+    columns = list(kind_of(plan).columns)
+    fingerprint, largest_id = _scan(train.select_columns(columns))
     return PreparedData(
         train=train.select_columns(columns),
         validation=None if validation is None else validation.select_columns(columns),
         fingerprint=fingerprint,
         largest_id=largest_id,
+        max_length=plan.training.max_length,
     )
 
 
@@ -107,9 +113,12 @@ def _scan(rows: Any) -> tuple[str, int]:
     digest = hashlib.sha256()
     largest = 0
     for row in rows:
-        input_ids, labels = row["input_ids"], row["labels"]
-        digest.update(array("i", [len(input_ids), *input_ids, *labels]).tobytes())
-        largest = max(largest, max(input_ids))
+        for name, value in row.items():
+            if name.endswith("_ids"):
+                largest = max(largest, max(value, default=0))
+            content = array("i", value).tobytes() if isinstance(value, list) else str(value).encode()
+            digest.update(len(content).to_bytes(8))
+            digest.update(content)
     return digest.hexdigest()[:16], largest
 
 
@@ -118,23 +127,19 @@ def _encode_source(
 ) -> None:
     counts = _Counts()
     encoder = Encoder(tokenizer, plan.objective.response_only)
-    rows = _encode_rows(plan.dataset, source, encoder, plan.training.max_length, limit, counts)
-    written = _write_rows(path, rows)
+    written = _write_rows(path, kind_of(plan).columns, _encode_rows(plan, source, encoder, limit, counts))
     counts.rewritten = encoder.rewritten
     _report(plan, source, counts, written, warn)
 
 
 def _encode_rows(
-    dataset: DatasetPlan,
-    source: ResolvedSource,
-    encoder: Encoder,
-    max_length: int,
-    limit: int | None,
-    counts: _Counts,
-) -> Iterator[tuple[int, list[int], list[int]]]:
+    plan: TrainingPlan, source: ResolvedSource, encoder: Encoder, limit: int | None, counts: _Counts
+) -> Iterator[Row]:
+    kind = kind_of(plan)
+    objective, length = plan.objective.type, plan.training.max_length
     format_name: str | None = None
     problems: list[str] = []
-    for raw in read_rows(source, dataset.split):
+    for raw in read_rows(source, plan.dataset.split):
         if limit is not None and counts.rows == limit:
             break
         counts.rows += 1
@@ -142,21 +147,20 @@ def _encode_rows(
             if raw.problem is not None:
                 raise RowProblemError(raw.problem)
             if format_name is None:
-                format_name = detect_format(dataset.format, raw.fields, source.uri)
-            example = parse_row(format_name, raw.fields)
+                format_name = detect_format(objective, plan.dataset.format, raw.fields, source.uri)
+            examples = parse_row(OBJECTIVES[objective].rows, format_name, raw.fields)
         except RowProblemError as problem:
             problems.append(_locate(raw, problem))
             continue
         if problems:
             continue
-        for row in encoder.encode(example):
-            counts.cut += len(row.input_ids) > max_length
-            input_ids, labels = row.input_ids[:max_length], row.labels[:max_length]
-            # The first token is never predicted, so a label there alone trains nothing.
-            if all(label == IGNORED for label in labels[1:]):
+        for row in (row for example in examples for row in kind.encode(encoder, example)):
+            cut = kind.cut(row, length)
+            if cut is None:
                 counts.emptied += 1
                 continue
-            yield counts.rows, input_ids, labels
+            counts.cut += kind.count(row) > length
+            yield {"source_row": counts.rows, **cut}
     if problems:
         shown = "; ".join(problems[:_SHOWN_PROBLEMS])
         raise InvalidInputError(f"dataset {source.uri}: {len(problems)} of {counts.rows} rows are broken: {shown}")
@@ -166,50 +170,37 @@ def _locate(raw: RawRow, problem: RowProblemError) -> str:
     return f"{raw.file} row {raw.number}: {problem}"
 
 
-def _write_rows(path: Path, rows: Iterator[tuple[int, list[int], list[int]]]) -> int:
+def _write_rows(path: Path, columns: dict[str, ColumnType], rows: Iterator[Row]) -> int:
     import pyarrow  # type: ignore[import-untyped]
 
-    tokens = pyarrow.list_(pyarrow.int32())
-    schema = pyarrow.schema([("source_row", pyarrow.int64()), ("input_ids", tokens), ("labels", tokens)])
+    types = {"tokens": pyarrow.list_(pyarrow.int32()), "text": pyarrow.string(), "flag": pyarrow.bool_()}
+    schema = pyarrow.schema(
+        [("source_row", pyarrow.int64()), *((name, types[column]) for name, column in columns.items())]
+    )
     written = 0
     with pyarrow.OSFile(str(path), "wb") as sink, pyarrow.ipc.new_stream(sink, schema) as writer:
-        batch: list[tuple[int, list[int], list[int]]] = []
-        for row in rows:
-            batch.append(row)
-            written += 1
-            if len(batch) == _BATCH:
-                writer.write_batch(_record_batch(batch, schema))
-                batch = []
-        if batch:
-            writer.write_batch(_record_batch(batch, schema))
+        while batch := list(itertools.islice(rows, _BATCH)):
+            writer.write_batch(pyarrow.RecordBatch.from_pylist(batch, schema=schema))
+            written += len(batch)
     return written
 
 
-def _record_batch(batch: list[tuple[int, list[int], list[int]]], schema: Any) -> Any:
-    import pyarrow
-
-    return pyarrow.RecordBatch.from_arrays(
-        [pyarrow.array(column, field.type) for column, field in zip(zip(*batch, strict=True), schema, strict=True)],
-        schema=schema,
-    )
-
-
 def _report(plan: TrainingPlan, source: ResolvedSource, counts: _Counts, written: int, warn: Warn) -> None:
-    length = plan.training.max_length
+    length, loss = plan.training.max_length, kind_of(plan).loss
     if counts.rows == 0:
         raise InvalidInputError(f"dataset {source.uri}: holds no rows")
     if written == 0:
         raise InvalidInputError(
-            f"dataset {source.uri}: training.maxLength {length} cuts off the whole response of all {counts.rows} rows: "
-            "raise it, or shorten the prompts"
+            f"dataset {source.uri}: training.maxLength {length} {loss} of all {counts.rows} rows: raise it, or shorten "
+            "the rows"
         )
     if counts.emptied:
         warn(
-            f"{counts.emptied} of {counts.rows} rows of {source.uri} are left out: training.maxLength {length} cuts "
-            "off their whole response"
+            f"{counts.emptied} of {counts.rows} rows of {source.uri} are left out: training.maxLength {length} "
+            f"{loss} of them"
         )
-    if counts.cut > counts.emptied:
-        warn(f"{counts.cut - counts.emptied} rows of {source.uri} are cut to training.maxLength {length}")
+    if counts.cut:
+        warn(f"{counts.cut} rows of {source.uri} are cut to training.maxLength {length}")
     if counts.rewritten:
         warn(
             f"the chat template renders earlier turns otherwise once later ones follow: {counts.rewritten} "
