@@ -12,6 +12,7 @@ class ExitCode(IntEnum):
     INVALID = 10
     OUT_OF_MEMORY = 11
     CHECKPOINT_UNUSABLE = 12
+    GATE_FAILED = 13
     PREEMPTED = 75
 
 
@@ -42,6 +43,9 @@ TABLE: dict[ExitCode, Meaning] = {
     ),
     ExitCode.CHECKPOINT_UNUSABLE: Meaning(
         Retry.NEVER, "CheckpointUnusable", "Checkpoints exist, and none of them is complete and fits this plan."
+    ),
+    ExitCode.GATE_FAILED: Meaning(
+        Retry.NEVER, "GateFailed", "The trained model is exported, and its evaluation misses a gate."
     ),
     ExitCode.PREEMPTED: Meaning(
         Retry.FREE, "Preempted", "Told to stop; a complete checkpoint was written first, the next run goes on from it."

@@ -3,6 +3,7 @@
 from typing import Literal
 
 from finetune_api.model_base import ApiModel
+from finetune_api.plan import Artifact
 
 Stage = Literal["preparing", "training", "checkpointing", "evaluating", "exporting", "done"]
 
@@ -30,11 +31,14 @@ class Progress(ApiModel):
 class ArtifactRecord(ApiModel):
     """One exported artifact: a folder."""
 
-    type: Literal["adapter", "merged"]
+    type: Artifact
     path: str
     bytes: int
     sha256: str
     """Over the folder's files: sha256 of the sorted lines ``<sha256>  <relative path>``."""
+    difference: float | None = None
+    """How far the reloaded artifact is from the trained model: the largest difference of two logits as a share of the
+    largest logit (at least 1). None: not compared."""
 
 
 class Termination(ApiModel):
@@ -63,6 +67,18 @@ class Sample(ApiModel):
     """The trained model's answer, greedy."""
 
 
+class GateOutcome(ApiModel):
+    """One gate and whether the trained model passed it."""
+
+    metric: str
+    op: Literal["<", "<=", ">", ">="]
+    bound: float | None
+    """The figure that had to be met; None when it is the base model's and that is no number."""
+    value: float | None
+    """The trained model's figure; None when it is no number, which no gate lets pass."""
+    held: bool
+
+
 class Result(ApiModel):
     """``<output>/result.json``: what came of the run."""
 
@@ -88,5 +104,15 @@ class Result(ApiModel):
     resumes: int
     artifacts: tuple[ArtifactRecord, ...]
     samples: tuple[Sample, ...] = ()
+    evaluation_before: dict[str, float] = {}
+    """Figures of the model before training, by metric."""
+    evaluation: dict[str, float] = {}
+    """Figures of the trained model: ``loss``, ``perplexity``, ``token-accuracy``, ``bleu``, ``rouge1``, ``rouge2``,
+    ``rougeL``, ``exact-match``, ``harness/<task>/<metric>``, so far as the plan asks for them."""
+    gates: tuple[GateOutcome, ...] = ()
+    best_step: int | None = None
+    """Step whose weights were evaluated and exported, when it isn't the last one."""
+    pushed_to: str | None = None
+    """Address of the repository that the artifacts were uploaded to."""
     versions: dict[str, str]
     """Versions of torch, transformers, trl, peft and the trainer."""

@@ -64,7 +64,7 @@ def test_failures_are_retried_within_the_budget_and_the_end_stands(control_plane
 
 
 @pytest.mark.parametrize(
-    ("code", "reason"), [(10, "InvalidPlanOrData"), (11, "OutOfMemory"), (12, "CheckpointUnusable")]
+    ("code", "reason"), [(10, "InvalidPlanOrData"), (11, "OutOfMemory"), (12, "CheckpointUnusable"), (13, "GateFailed")]
 )
 def test_hopeless_exits_fail_at_once(jobs, operator, kubelet, code, reason):
     kubelet(mode="scripted", script=lambda pod: Life(0.2, code, words(reason, "Lower maxLength.")))

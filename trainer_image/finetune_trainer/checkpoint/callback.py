@@ -6,18 +6,20 @@ from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 
 from finetune_api.plan import TrainingPlan
 from finetune_trainer.checkpoint.marker import Marker, write_marker
 from finetune_trainer.checkpoint.resume import rotate_checkpoints
 from finetune_trainer.distributed import Ranks
 from finetune_trainer.errors import PreemptedError
+from finetune_trainer.evaluate.course import find_best_step, should_stop
 from finetune_trainer.evaluate.loss import EvaluationAbandonedError
 from finetune_trainer.stop import StopRequest
 
 
 class TrainedAlreadyError(Exception):
-    """The checkpoint resumed from is that of the last step: its weights are loaded, no step is left."""
+    """The checkpoint resumed from is that of the last step, or of an early end: its weights are loaded, no step is left."""
 
 
 class CheckpointCallback(TrainerCallback):  # type: ignore[misc]
@@ -40,11 +42,15 @@ class CheckpointCallback(TrainerCallback):  # type: ignore[misc]
         self._describe = describe
         self._announce = announce
         self._stopping = False
+        self._saved_step = 0
+        """Step of the newest complete checkpoint."""
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if state.global_step >= state.max_steps:
+        self._saved_step = state.global_step
+        stopping = self._plan.training.early_stopping
+        if _is_last(state) or (stopping is not None and should_stop(state.log_history, stopping)):
             # The Trainer would train one step more.
             raise TrainedAlreadyError
 
@@ -60,7 +66,7 @@ class CheckpointCallback(TrainerCallback):  # type: ignore[misc]
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if self._plan.checkpoint.every_steps is None:
+        if self._plan.checkpoint.every_steps is None and self._saved_step != state.global_step:
             self._request_save(state, control)
 
     def on_prediction_step(
@@ -69,12 +75,28 @@ class CheckpointCallback(TrainerCallback):  # type: ignore[misc]
         if self._ranks.any(self._stop.requested):
             raise EvaluationAbandonedError
 
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Behind ``EarlyStopping``: an early end, or the best model so far, is saved whatever the schedule says."""
+        if state.global_step == 0 or control.should_save:
+            return
+        if state.global_step == self._saved_step:
+            if self._ranks.is_main:
+                # Who goes on from it has to know this evaluation.
+                state.save_to_json(str(self._folder(state) / TRAINER_STATE_NAME))
+                write_marker(self._folder(state), self._describe(state))
+            return
+        is_best = self._plan.checkpoint.keep_best and find_best_step(state.log_history) == state.global_step
+        if is_best or (control.should_training_stop and not _is_last(state)):
+            self._request_save(state, control)
+
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         # Each rank has written its own random state; the marker has to see them all.
         self._ranks.barrier()
         if self._ranks.is_main:
             write_marker(self._folder(state), self._describe(state))
-            rotate_checkpoints(self._plan, state.global_step)
+            best = find_best_step(state.log_history) if self._plan.checkpoint.keep_best else None
+            rotate_checkpoints(self._plan, state.global_step, best)
+        self._saved_step = state.global_step
         self._announce(state.global_step, False)
         self._ranks.barrier()
         if self._stopping:

@@ -85,8 +85,8 @@ def discard_later(plan: TrainingPlan, step: int) -> None:
             shutil.rmtree(folder)
 
 
-def rotate_checkpoints(plan: TrainingPlan, newest_step: int) -> None:
-    """Delete this run's older checkpoints beyond ``checkpoint.keep``, and its unfinished ones.
+def rotate_checkpoints(plan: TrainingPlan, newest_step: int, best_step: int | None = None) -> None:
+    """Delete this run's older checkpoints beyond ``checkpoint.keep``, all but the best, and its unfinished ones.
 
     To be called once the one of ``newest_step`` is complete, so that there is always a complete one.
     """
@@ -102,5 +102,5 @@ def rotate_checkpoints(plan: TrainingPlan, newest_step: int) -> None:
         if foreign:
             continue
         kept += 1
-        if kept > plan.checkpoint.keep:
+        if kept > plan.checkpoint.keep and step != best_step:
             shutil.rmtree(folder)
