@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 
+from finetune_api.methods import METHODS
 from finetune_api.plan import Artifact, TrainingPlan
 from finetune_api.progress import ArtifactRecord
-from finetune_trainer.export.merge import dequantise_base
+from finetune_trainer.export.merge import dequantise_base, save_adapter
 from finetune_trainer.export.verify import compare_logits, compute_logits, reload_adapter, reload_merged
 from finetune_trainer.files import hash_folder, list_files, sync_folder
 
@@ -45,6 +46,7 @@ def export_artifacts(
         gc.collect()
         if device.type == "cuda":
             torch.cuda.empty_cache()
+        differences: dict[Artifact, float] = {}
         if plan.output.verify:
             for name, artifact in built.items():
                 reloaded = (
@@ -52,10 +54,12 @@ def export_artifacts(
                     if name == "adapter"
                     else reload_merged(plan, artifact.folder, device)
                 )
-                compare_logits(plan, name, artifact.expected, compute_logits(reloaded, rows))
+                differences[name] = compare_logits(plan, name, artifact.expected, compute_logits(reloaded, rows))
                 del reloaded
                 gc.collect()
-        return tuple(_publish(name, built[name].folder, output / name) for name in plan.output.artifacts)
+        return tuple(
+            _publish(name, built[name].folder, output / name, differences.get(name)) for name in plan.output.artifacts
+        )
 
 
 @contextmanager
@@ -77,14 +81,14 @@ def _build(
     dtype = getattr(torch, plan.model.dtype)
     model.eval()
     expected = compute_logits(model, rows)
-    if plan.method.type != "full":
+    if METHODS[plan.method.type].adapter:
         adapter = workspace / "adapter"
-        model.save_pretrained(adapter, save_embedding_layers=False)
+        save_adapter(plan, model, adapter)
         tokenizer.save_pretrained(adapter)
         built["adapter"] = _Built(adapter, expected)
         if "merged" not in plan.output.artifacts:
             return built
-        if plan.method.type == "qlora":
+        if plan.method.quantization is not None:
             model = dequantise_base(model, adapter)
             expected = compute_logits(model, rows)
         model = model.merge_and_unload(safe_merge=True)
@@ -96,16 +100,11 @@ def _build(
     return built
 
 
-def _publish(name: Artifact, folder: Path, target: Path) -> ArtifactRecord:
+def _publish(name: Artifact, folder: Path, target: Path, difference: float | None) -> ArtifactRecord:
     sync_folder(folder)
     if target.exists():
         shutil.rmtree(target)
     os.rename(folder, target)
     os.chmod(target, 0o755)
-    return describe_artifact(name, target)
-
-
-def describe_artifact(name: Artifact, folder: Path) -> ArtifactRecord:
-    """The record of an artifact as it lies on the disk."""
-    size = sum(path.stat().st_size for path in list_files(folder))
-    return ArtifactRecord(type=name, path=str(folder), bytes=size, sha256=hash_folder(folder))
+    size = sum(path.stat().st_size for path in list_files(target))
+    return ArtifactRecord(type=name, path=str(target), bytes=size, sha256=hash_folder(target), difference=difference)

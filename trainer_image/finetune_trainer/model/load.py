@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from finetune_api.objectives import OBJECTIVES
 from finetune_api.plan import QuantizationPlan, TrainingPlan
 from finetune_trainer.errors import InvalidInputError
 
@@ -27,10 +28,12 @@ def load_tokenizer(plan: TrainingPlan, location: str) -> Any:
 def load_model(plan: TrainingPlan, location: str, local_rank: int) -> Any:
     """The base model, ready to be trained or to take an adapter.
 
-    Raises: InvalidInputError when the source holds no causal language model that can be loaded so.
+    Raises: InvalidInputError when the source holds no language model that can be loaded so.
     """
+    device = f"cuda:{local_rank}" if plan.parallelism.device == "cuda" else "cpu"
     try:
-        model = load_base(plan, location, f"cuda:{local_rank}" if plan.parallelism.device == "cuda" else "cpu")
+        # Where the ranks share the weights out, the engine places them.
+        model = load_base(plan, location, None if plan.parallelism.strategy in ("zero3", "fsdp") else device)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise _refusal(plan, "the model", error) from error
     if plan.method.quantization is not None:
@@ -41,20 +44,28 @@ def load_model(plan: TrainingPlan, location: str, local_rank: int) -> Any:
     return model
 
 
-def load_base(plan: TrainingPlan, location: str, device: str) -> Any:
-    """The base model by plain transformers: in the plan's dtype, quantised for qlora."""
+def load_base(plan: TrainingPlan, location: str, device: str | None) -> Any:
+    """The base model by plain transformers: in the plan's dtype, quantised for qlora. ``device`` None: wherever
+    transformers loads it to."""
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import set_seed
 
     quantization = plan.method.quantization
-    model = AutoModelForCausalLM.from_pretrained(
+    head: dict[str, Any] = {}
+    if OBJECTIVES[plan.objective.type].classifies:
+        # A row's score is read off its last token that isn't padding.
+        head = {"num_labels": 1, "pad_token_id": load_tokenizer(plan, location).pad_token_id}
+        # The head is drawn at random.
+        set_seed(plan.training.seed)
+    model = model_class(plan).from_pretrained(
         location,
         revision=plan.model.revision,
         dtype=getattr(torch, plan.model.dtype),
         attn_implementation=plan.model.attention,
         trust_remote_code=plan.model.trust_remote_code,
         quantization_config=None if quantization is None else quantization_config(quantization),
-        device_map={"": device},
+        device_map=None if device is None else {"": device},
+        **head,
     )
     for module in model.modules():
         # On CPUs with AVX512-BF16, bitsandbytes repacks a 4-bit layer at the first forward without gradients, and
@@ -62,6 +73,14 @@ def load_base(plan: TrainingPlan, location: str, device: str) -> Any:
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     return model
+
+
+def model_class(plan: TrainingPlan) -> Any:
+    """transformers' class that loads models with the head of the plan's objective."""
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    classifies = OBJECTIVES[plan.objective.type].classifies
+    return AutoModelForSequenceClassification if classifies else AutoModelForCausalLM
 
 
 def quantization_config(quantization: QuantizationPlan) -> Any:
@@ -81,7 +100,7 @@ def quantization_config(quantization: QuantizationPlan) -> Any:
 
 def require_fitting_vocabulary(plan: TrainingPlan, largest_id: int, model: Any) -> None:
     """Raises: InvalidInputError when the data holds token ids that the embedding has no row for."""
-    rows = model.get_input_embeddings().weight.shape[0]
+    rows = model.get_input_embeddings().num_embeddings
     if largest_id >= rows:
         raise InvalidInputError(
             f"model.source {plan.model.source.uri}: the tokenizer makes token id {largest_id}, the model's embedding has "
