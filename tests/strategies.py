@@ -33,6 +33,7 @@ _POOLS: dict[str, tuple[str, ...]] = {
     ),
     spec.DATASET_SOURCE_PATTERN: ("hf://org/rows", "pvc://data", "configMap://data/train.jsonl"),
     spec.DESTINATION_PATTERN: ("pvc://data/out", "file:///data/out", "file:///data", "file:///elsewhere"),
+    spec.REWARD_FUNCTION_PATTERN: ("exact-match", "my_rewards:score"),
 }
 _MODULES = ("all-linear", "q_proj", "v_proj")
 

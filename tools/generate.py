@@ -4,12 +4,21 @@ import argparse
 import difflib
 import sys
 
-from tools import generate_chart, generate_crd, generate_quickstart, generate_reference
+from tools import (
+    generate_chart,
+    generate_crd,
+    generate_invalid,
+    generate_matrix,
+    generate_quickstart,
+    generate_reference,
+)
 
 GENERATORS = (
     generate_crd,
+    generate_invalid,
     generate_quickstart,
     generate_chart,
+    generate_matrix,
     generate_reference,
 )  # each may read what the ones before wrote
 

@@ -14,10 +14,13 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from finetune_api import kubernetes, names
-from finetune_api.compatibility import RULES
+from finetune_api.compatibility import REWARDED, RULES
 from finetune_api.errors import InvalidFineTuneJob
+from finetune_api.methods import METHODS
+from finetune_api.objectives import OBJECTIVES
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import Status
+from finetune_api.strategies import STRATEGIES
 from finetune_operator.manifests.build import build_manifests
 from finetune_operator.plan.decide import decide_plan
 from finetune_operator.plan.layout import ContainerLayout
@@ -30,11 +33,18 @@ TARGET = Path(__file__).parents[1] / "docs" / "reference" / "finetunejob.md"
 
 Object = dict[str, Any]
 
+_REWARDED: Object = {"rewardFunctions": ["exact-match"]}
+
 # What some fields need beside them to be allowed, or to matter.
 COMPANIONS: tuple[Object, ...] = (
     {},
     {"dataset": {"validation": {"fraction": 0.1}}},
-    {"method": {"type": "qlora"}},
+    *({"method": {"type": method}} for method in METHODS),
+    *({"objective": {"type": each} | (_REWARDED if each in REWARDED else {})} for each in OBJECTIVES),
+    {"objective": {"type": "dpo", "losses": ["hinge"]}},
+    {"objective": {"type": "grpo", "rewardFunctions": ["number-match"]}},
+    {"resources": {"gpu": {"count": 2}}},
+    *({"resources": {"gpu": {"count": 2}}, "parallelism": {"strategy": each}} for each in STRATEGIES),
     {"model": {"cache": {"size": "10Gi"}}},
     {"resources": {"gpu": {"count": 0}}},
     {"resources": {"memory": "64Gi"}},

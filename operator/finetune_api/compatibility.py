@@ -2,14 +2,20 @@
 CEL expression that refuses the same in the API server (generated into the CRD). A test holds both against each other.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic.alias_generators import to_snake
+
+from finetune_api import matrix, methods, objectives
 from finetune_api.kubernetes import LabelSelectorRequirement, NodeSelectorRequirement, Volume, parse_quantity
+from finetune_api.methods import METHODS
 from finetune_api.model_base import ApiModel
 from finetune_api.names import ENV_HF_TOKEN, ENV_WANDB_API_KEY, GPU_PRODUCT_LABEL, PLAN_DIRECTORY
-from finetune_api.spec import FineTuneJobSpec
+from finetune_api.objectives import OBJECTIVES
+from finetune_api.spec import FineTuneJobSpec, Generation, Method, Objective
+from finetune_api.strategies import STRATEGIES
 
 # A hit is (path below spec, offending value).
 Hit = tuple[str, Any]
@@ -24,6 +30,28 @@ SECRET_ENV = {
 }
 SECRET_ENV_MARKS = ("TOKEN", "SECRET", "PASSWORD", "API_KEY", "ACCESS_KEY")
 VOLUME_SOURCES = tuple(name for name in Volume.model_fields if name != "name")
+WHOLE = [name for name, method in METHODS.items() if not method.adapter]
+"""Methods that train weights of the model itself."""
+BESIDE = [name for name, method in METHODS.items() if not method.mergeable]
+"""Methods whose result can't be one model without the adapter."""
+REWARDED = objectives.list_taking("rewardFunctions")
+GROUPED: list[objectives.ObjectiveType] = ["grpo", "rloo"]
+"""Objectives that compare the answers to one prompt with each other."""
+RANK = 16
+"""Of low-rank adapters when the job says none."""
+OFFLOADED = ("optimizer", "parameters")
+ON_GPU = ["adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit"]
+"""Optimisers of bitsandbytes."""
+SHARING = [name for name, strategy in STRATEGIES.items() if strategy.engine != "none"]
+
+
+def count_processes(spec: FineTuneJobSpec) -> int:
+    """One for each GPU; without GPUs as many as the job says."""
+    return spec.resources.gpu.count or spec.parallelism.processes or 1
+
+
+# The same in CEL, of the spec.
+_PROCESSES = "(self.resources.gpu.count > 0 ? self.resources.gpu.count : has(self.parallelism.processes) ? self.parallelism.processes : 1)"
 
 
 @dataclass(frozen=True)
@@ -59,18 +87,6 @@ class _When:
     def __call__(self, spec: FineTuneJobSpec) -> Iterator[Hit]:
         if self.condition(spec):
             yield self.path, self.value(spec)
-
-
-def _adapter_settings(spec: FineTuneJobSpec) -> Iterator[Hit]:
-    if spec.method.type == "full":
-        for field, alias in (
-            ("rank", "rank"),
-            ("alpha", "alpha"),
-            ("dropout", "dropout"),
-            ("target_modules", "targetModules"),
-        ):
-            if (value := getattr(spec.method, field)) is not None:
-                yield f"method.{alias}", value
 
 
 def _hub_only(section: str, fields: dict[str, str]) -> Callable[[FineTuneJobSpec], Iterator[Hit]]:
@@ -224,8 +240,112 @@ def _tolerations(spec: FineTuneJobSpec) -> Iterator[Hit]:
 def _batch_division(spec: FineTuneJobSpec) -> Iterator[Hit]:
     training = spec.training
     rows, share = training.global_batch_size, training.per_device_batch_size
-    if rows is not None and share is not None and rows % (share * max(1, spec.resources.gpu.count)):
+    if rows is not None and share is not None and rows % (share * count_processes(spec)):
         yield "training.globalBatchSize", rows
+
+
+def _alike_answers(spec: FineTuneJobSpec) -> Iterator[Hit]:
+    training = spec.training
+    rows, share, batches = training.global_batch_size, training.per_device_batch_size, training.gradient_accumulation
+    if rows is None and share is not None and batches is not None:
+        rows = share * batches * count_processes(spec)
+    completions = (spec.objective.generation or Generation()).completions
+    if spec.objective.type in GROUPED and rows is not None and rows % completions:
+        yield "objective.generation.completions", completions
+
+
+def _needless_offload(spec: FineTuneJobSpec) -> Iterator[Hit]:
+    """What is to wait elsewhere although the strategy shares it not out."""
+    strategy = spec.parallelism.strategy
+    for part in OFFLOADED:
+        target = getattr(spec.parallelism.offload, part)
+        if target != "none" and strategy is not None and part not in STRATEGIES[strategy].shards:
+            yield f"parallelism.offload.{part}", target
+
+
+def _offload_to(spec: FineTuneJobSpec, *targets: str) -> Iterator[Hit]:
+    for part in OFFLOADED:
+        if (target := getattr(spec.parallelism.offload, part)) in targets:
+            yield f"parallelism.offload.{part}", target
+
+
+def _sharing(part: str) -> list[str]:
+    """Strategies that share a part out."""
+    return [name for name, strategy in STRATEGIES.items() if part in strategy.shards]
+
+
+def name_settings_rule(section: str, setting: str) -> str:
+    """Such as method-target-modules."""
+    return f"{section}-{to_snake(setting).replace('_', '-')}"
+
+
+def _list_settings_rules() -> Iterator[Rule]:
+    """In the order of the fields."""
+    for field in Method.model_fields.values():
+        if field.alias in methods.SETTINGS:
+            yield _build_settings_rule("method", field.alias, methods.list_taking(field.alias))
+    for field in Objective.model_fields.values():
+        if field.alias in objectives.SETTINGS:
+            yield _build_settings_rule("objective", field.alias, objectives.list_taking(field.alias))
+
+
+def _build_settings_rule(section: str, setting: str, takers: Sequence[str]) -> Rule:
+    """A setting stands only where the chosen method or objective takes it."""
+
+    def read(spec: FineTuneJobSpec) -> Any:
+        return getattr(getattr(spec, section), to_snake(setting))
+
+    return Rule(
+        name_settings_rule(section, setting),
+        _When(lambda s: read(s) is not None and getattr(s, section).type not in takers, f"{section}.{setting}", lambda s: _dump(read(s))),
+        f"{setting} is for {', '.join(takers)} only",
+        f"drop it, or set {section}.type to {'that' if len(takers) == 1 else 'one of them'}",
+        section, f"!has(self.{setting}) || self.type in {list(takers)}",
+    )  # fmt: skip
+
+
+def _dump(value: Any) -> Any:
+    return value.model_dump(by_alias=True, exclude_none=True) if isinstance(value, ApiModel) else value
+
+
+def _build_format_rule(objective: objectives.ObjectiveType) -> Rule:
+    """The rows an objective needs come of some formats only; auto is judged by the trainer, which sees the columns."""
+    fitting = ["auto", *OBJECTIVES[objective].formats]
+
+    return Rule(
+        f"format-{objective}",
+        _When(lambda s: s.objective.type == objective and s.dataset.format not in fitting, "dataset.format", lambda s: s.dataset.format),
+        f"{objective} learns from rows of format {', '.join(OBJECTIVES[objective].formats)}",
+        "convert the rows, or choose another objective",
+        "", f"self.objective.type != '{objective}' || self.dataset.format in {fitting}",
+    )  # fmt: skip
+
+
+def _build_matrix_rule(exclusion: matrix.Exclusion) -> Rule:
+    """One reason of the table method x objective x strategy. It names what is easiest to choose otherwise."""
+    axes = {
+        "parallelism.strategy": exclusion.strategies,
+        "method.type": exclusion.methods,
+        "objective.type": exclusion.objectives,
+    }
+    axes = {path: refused for path, refused in axes.items() if refused}
+
+    def find(spec: FineTuneJobSpec) -> Iterator[Hit]:
+        chosen = {
+            "parallelism.strategy": spec.parallelism.strategy,
+            "method.type": spec.method.type,
+            "objective.type": spec.objective.type,
+        }
+        if exclusion.covers(spec.method.type, spec.objective.type, spec.parallelism.strategy):
+            path = next(iter(axes))
+            yield path, chosen[path]
+
+    terms = [f"self.{path} in {list(refused)}" for path, refused in axes.items()]
+    if exclusion.strategies:
+        terms.insert(0, "has(self.parallelism.strategy)")
+    return Rule(
+        f"matrix-{exclusion.name}", find, exclusion.reason, exclusion.instead, "", f"!({' && '.join(terms)})", names=next(iter(axes))
+    )  # fmt: skip
 
 
 _ENV = "!has(self.env) || "
@@ -251,9 +371,9 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "batch-divides",
         _batch_division,
-        "globalBatchSize must be a multiple of perDeviceBatchSize x GPUs",
+        "globalBatchSize must be a multiple of perDeviceBatchSize x processes (one a GPU)",
         "choose a multiple, or leave perDeviceBatchSize out",
-        "", "!has(self.training.globalBatchSize) || !has(self.training.perDeviceBatchSize) || self.training.globalBatchSize % (self.training.perDeviceBatchSize * (self.resources.gpu.count > 0 ? self.resources.gpu.count : 1)) == 0",
+        "", f"!has(self.training.globalBatchSize) || !has(self.training.perDeviceBatchSize) || self.training.globalBatchSize % (self.training.perDeviceBatchSize * {_PROCESSES}) == 0",
         names="training.globalBatchSize",
     ),
     Rule(
@@ -300,20 +420,6 @@ RULES: tuple[Rule, ...] = (
         names="dataset.split",
     ),
     Rule(
-        "full-has-no-adapter",
-        _adapter_settings,
-        "full fine-tuning has no adapter, so no rank, alpha, dropout or targetModules",
-        "drop it, or set method.type to lora or qlora",
-        "method", "self.type != 'full' || (!has(self.rank) && !has(self.alpha) && !has(self.dropout) && !has(self.targetModules))",
-    ),
-    Rule(
-        "quantization-is-qlora",
-        _When(lambda s: s.method.quantization is not None and s.method.type != "qlora", "method.quantization", lambda s: s.method.quantization.model_dump(by_alias=True, exclude_none=True)),
-        "only qlora trains on a quantised base",
-        "set method.type to qlora, or drop quantization",
-        "method", "!has(self.quantization) || self.type == 'qlora'",
-    ),
-    Rule(
         "all-linear-alone",
         _When(lambda s: "all-linear" in (s.method.target_modules or ()) and len(s.method.target_modules or ()) > 1, "method.targetModules", lambda s: s.method.target_modules),
         "all-linear already names every linear module",
@@ -321,11 +427,142 @@ RULES: tuple[Rule, ...] = (
         "method", "!has(self.targetModules) || !('all-linear' in self.targetModules) || size(self.targetModules) == 1",
     ),
     Rule(
-        "full-exports-the-model",
-        _When(lambda s: s.method.type == "full" and "adapter" in (s.output.artifacts or ()), "output.artifacts", lambda s: s.output.artifacts),
-        "full fine-tuning makes no adapter",
+        "quantization-bits",
+        _When(lambda s: (asked := s.method.quantization) is not None and asked.type is not None and (asked.type == "int8") != (asked.bits == 8), "method.quantization.type", lambda s: s.method.quantization.type),
+        "nf4 and fp4 have 4 bits, int8 has 8",
+        "leave type out, or mend bits",
+        "method.quantization", "!has(self.type) || (self.type == 'int8') == (self.bits == 8)",
+    ),
+    Rule(
+        "initial-rank",
+        _When(lambda s: s.method.initial_rank is not None and s.method.initial_rank < (s.method.rank or RANK), "method.initialRank", lambda s: s.method.initial_rank),
+        "adalora only cuts ranks, so the first one can't be below the last",
+        f"raise it to method.rank ({RANK} when absent) or more",
+        "method", f"!has(self.initialRank) || self.initialRank >= (has(self.rank) ? self.rank : {RANK})",
+    ),
+    Rule(
+        "rewarded",
+        _When(lambda s: s.objective.type in REWARDED and s.objective.reward_model is None and s.objective.reward_functions is None, "objective.rewardFunctions", lambda s: None),
+        "nothing scores the answers",
+        "set rewardFunctions, such as [exact-match], or rewardModel",
+        "", f"!(self.objective.type in {REWARDED}) || has(self.objective.rewardModel) || has(self.objective.rewardFunctions)",
+    ),
+    Rule(
+        "loss-weights",
+        _When(lambda s: s.objective.loss_weights is not None and len(s.objective.loss_weights) != len(s.objective.losses or ["sigmoid"]), "objective.lossWeights", lambda s: s.objective.loss_weights),
+        "needs one weight for each of objective.losses (one loss when absent)",
+        "write as many weights as losses",
+        "objective", "!has(self.lossWeights) || size(self.lossWeights) == (has(self.losses) ? size(self.losses) : 1)",
+    ),
+    Rule(
+        "completions-compared",
+        _When(lambda s: s.objective.type in GROUPED and s.objective.generation is not None and s.objective.generation.completions == 1, "objective.generation.completions", lambda s: 1),
+        f"{' and '.join(GROUPED)} compare answers to the same prompt",
+        "use 2 or more",
+        "", f"!(self.objective.type in {GROUPED}) || !has(self.objective.generation) || self.objective.generation.completions > 1",
+    ),
+    Rule(
+        "completions-divide",
+        _alike_answers,
+        "the answers to one prompt (8 when absent) must fit the rows of an optimiser step: globalBatchSize, or perDeviceBatchSize x gradientAccumulation x processes",
+        "choose a number that divides those rows, or leave gradientAccumulation out",
+        "", f"!(self.objective.type in {GROUPED}) || (has(self.training.globalBatchSize) ? self.training.globalBatchSize : has(self.training.perDeviceBatchSize) && has(self.training.gradientAccumulation) ? self.training.perDeviceBatchSize * self.training.gradientAccumulation * {_PROCESSES} : 0) % (has(self.objective.generation) ? self.objective.generation.completions : {Generation().completions}) == 0",
+        names="objective.generation.completions",
+    ),
+    Rule(
+        "single-is-one",
+        _When(lambda s: s.parallelism.strategy == "single" and count_processes(s) > 1, "parallelism.strategy", lambda s: "single"),
+        "one process, and the job has more (one a GPU)",
+        "leave strategy out, or ask for one GPU",
+        "", f"!has(self.parallelism.strategy) || self.parallelism.strategy != 'single' || {_PROCESSES} == 1",
+    ),
+    Rule(
+        "strategy-shares",
+        _When(lambda s: s.parallelism.strategy in SHARING and count_processes(s) == 1, "parallelism.strategy", lambda s: s.parallelism.strategy),
+        "one process has nobody to share with",
+        "leave strategy out, or raise resources.gpu.count",
+        "", f"!has(self.parallelism.strategy) || !(self.parallelism.strategy in {SHARING}) || {_PROCESSES} > 1",
+    ),
+    Rule(
+        "processes-without-gpus",
+        _When(lambda s: s.parallelism.processes is not None and s.resources.gpu.count > 0, "parallelism.processes", lambda s: s.parallelism.processes),
+        "with GPUs there is one process for each",
+        "drop it, or set resources.gpu.count to 0",
+        "", "!has(self.parallelism.processes) || self.resources.gpu.count == 0",
+    ),
+    Rule(
+        "sharding-is-fsdp",
+        _When(lambda s: s.parallelism.sharding is not None and s.parallelism.strategy != "fsdp", "parallelism.sharding", lambda s: s.parallelism.sharding),
+        "only fsdp has kinds of sharding",
+        "set parallelism.strategy to fsdp, or drop it",
+        "parallelism", "!has(self.sharding) || (has(self.strategy) && self.strategy == 'fsdp')",
+    ),
+    Rule(
+        "offload-is-shared",
+        _needless_offload,
+        "only what the strategy shares out can wait elsewhere: optimiser states for " + ", ".join(_sharing("optimizer")) + ", parameters for " + ", ".join(_sharing("parameters")),
+        "set it to none, or choose such a strategy",
+        "parallelism", "!has(self.strategy) || (" + " && ".join(f"(self.offload.{part} == 'none' || self.strategy in {_sharing(part)})" for part in OFFLOADED) + ")",
+        names="parallelism.offload",
+    ),
+    Rule(
+        "offload-needs-gpu",
+        lambda s: _offload_to(s, "cpu", "nvme") if s.resources.gpu.count == 0 else iter(()),
+        "there is no GPU memory to leave, resources.gpu.count being 0",
+        "set it to none",
+        "", "self.resources.gpu.count > 0 || (self.parallelism.offload.optimizer == 'none' && self.parallelism.offload.parameters == 'none')",
+        names="parallelism.offload",
+    ),
+    Rule(
+        "offload-needs-processes",
+        lambda s: _offload_to(s, "cpu", "nvme") if s.resources.gpu.count == 1 else iter(()),
+        "the strategies that can offload share among two processes or more",
+        "raise resources.gpu.count, or set it to none",
+        "", "self.resources.gpu.count != 1 || (self.parallelism.offload.optimizer == 'none' && self.parallelism.offload.parameters == 'none')",
+        names="parallelism.offload",
+    ),
+    Rule(
+        "offload-to-nvme",
+        lambda s: _offload_to(s, "nvme") if s.parallelism.strategy not in (None, "zero3") else iter(()),
+        "only zero3 offloads to NVMe",
+        "use cpu, or set parallelism.strategy to zero3",
+        "parallelism", "!has(self.strategy) || self.strategy == 'zero3' || (self.offload.optimizer != 'nvme' && self.offload.parameters != 'nvme')",
+        names="parallelism.offload",
+    ),
+    Rule(
+        "offload-of-fsdp",
+        _When(lambda s: s.parallelism.strategy == "fsdp" and s.parallelism.offload.optimizer != s.parallelism.offload.parameters, "parallelism.offload", lambda s: s.parallelism.offload.model_dump()),
+        "fsdp offloads parameters and optimiser states together",
+        "set both to cpu, or both to none",
+        "parallelism", "!has(self.strategy) || self.strategy != 'fsdp' || self.offload.optimizer == self.offload.parameters",
+    ),
+    Rule(
+        "offload-optimizer",
+        _When(lambda s: s.parallelism.offload.optimizer != "none" and s.training.optimizer in ON_GPU, "training.optimizer", lambda s: s.training.optimizer),
+        "bitsandbytes' optimisers step on the GPU, and parallelism.offload keeps their states elsewhere",
+        "use adamw_torch, or set parallelism.offload.optimizer to none",
+        "", f"self.parallelism.offload.optimizer == 'none' || !has(self.training.optimizer) || !(self.training.optimizer in {ON_GPU})",
+    ),
+    Rule(
+        "fsdp-optimizer",
+        _When(lambda s: s.parallelism.strategy == "fsdp" and s.training.optimizer in ON_GPU, "training.optimizer", lambda s: s.training.optimizer),
+        "bitsandbytes' optimisers don't know the sharded tensors of fsdp",
+        "use adamw_torch_fused, or set parallelism.strategy to zero3",
+        "", f"!has(self.parallelism.strategy) || self.parallelism.strategy != 'fsdp' || !has(self.training.optimizer) || !(self.training.optimizer in {ON_GPU})",
+    ),
+    Rule(
+        "no-adapter-to-export",
+        _When(lambda s: s.method.type in WHOLE and "adapter" in (s.output.artifacts or ()), "output.artifacts", lambda s: s.output.artifacts),
+        f"{' and '.join(WHOLE)} make no adapter",
         "use [merged]: the whole model",
-        "", "self.method.type != 'full' || !has(self.output.artifacts) || !('adapter' in self.output.artifacts)",
+        "", f"!(self.method.type in {WHOLE}) || !has(self.output.artifacts) || !('adapter' in self.output.artifacts)",
+    ),
+    Rule(
+        "adapter-stays-beside",
+        _When(lambda s: s.method.type in BESIDE and any(each != "adapter" for each in s.output.artifacts or ()), "output.artifacts", lambda s: s.output.artifacts),
+        f"what {', '.join(BESIDE)} train can't be merged into the model",
+        "use [adapter]",
+        "", f"!(self.method.type in {BESIDE}) || !has(self.output.artifacts) || self.output.artifacts.all(a, a == 'adapter')",
     ),
     Rule(
         "artifacts-once",
@@ -335,11 +572,11 @@ RULES: tuple[Rule, ...] = (
         "output", "!has(self.artifacts) || self.artifacts.all(a, self.artifacts.exists_one(b, a == b))",
     ),
     Rule(
-        "full-float16",
-        _When(lambda s: s.method.type == "full" and s.model.dtype == "float16", "model.dtype", lambda s: s.model.dtype),
+        "trained-float16",
+        _When(lambda s: s.method.type in WHOLE and s.model.dtype == "float16", "model.dtype", lambda s: s.model.dtype),
         "float16 weights can't be trained: their gradients can't be scaled",
         "use bfloat16 or float32; precision fp16 works with float32 weights",
-        "", "self.method.type != 'full' || !has(self.model.dtype) || self.model.dtype != 'float16'",
+        "", f"!(self.method.type in {WHOLE}) || !has(self.model.dtype) || self.model.dtype != 'float16'",
     ),
     Rule(
         "cpu-precision",
@@ -523,6 +760,9 @@ RULES: tuple[Rule, ...] = (
         "set both, or drop localhostProfile",
         "podTemplate.securityContext.seccompProfile", "(self.type == 'Localhost') == has(self.localhostProfile)",
     ),
+    *_list_settings_rules(),
+    *(_build_format_rule(each) for each in OBJECTIVES),
+    *(_build_matrix_rule(each) for each in matrix.EXCLUSIONS),
     Rule(
         "selector-values",
         _selector_values,

@@ -51,9 +51,7 @@ class Cell:
         return self.exclusion is None
 
 
-def find_exclusion(
-    method: MethodType, objective: ObjectiveType, strategy: StrategyType | None
-) -> Exclusion | None:
+def find_exclusion(method: MethodType, objective: ObjectiveType, strategy: StrategyType | None) -> Exclusion | None:
     """Why the combination is refused; None: it is supported."""
     return next((each for each in EXCLUSIONS if each.covers(method, objective, strategy)), None)
 

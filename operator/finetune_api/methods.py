@@ -144,7 +144,13 @@ METHODS: dict[MethodType, Method] = {
         False,
     ),
     "prompt": Method(
-        "prompt", "trained embeddings before the input", "Lester et al. 2021, arXiv:2104.08691", _PROMPT, 3e-2, True, False
+        "prompt",
+        "trained embeddings before the input",
+        "Lester et al. 2021, arXiv:2104.08691",
+        _PROMPT,
+        3e-2,
+        True,
+        False,
     ),
     "p-tuning": Method(
         "prompt",

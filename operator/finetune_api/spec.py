@@ -26,9 +26,12 @@ from finetune_api.kubernetes import (
     Volume,
     VolumeMount,
 )
+from finetune_api.methods import MethodType
 from finetune_api.model_base import ApiModel
 from finetune_api.names import GPU_RESOURCE
-from finetune_api.plan import Artifact, DatasetFormat, Dtype, MethodType, Tracker
+from finetune_api.objectives import DpoLoss, ObjectiveType
+from finetune_api.plan import Artifact, DatasetFormat, Dtype, Tracker
+from finetune_api.strategies import StrategyType
 
 _CLAIM = r"pvc://[a-z0-9]([-a-z0-9.]*[a-z0-9])?(/[^\x00-\x20:]*)?"
 _HUB = r"hf://[A-Za-z0-9][-A-Za-z0-9_.]*/[A-Za-z0-9][-A-Za-z0-9_.]*"
@@ -38,6 +41,7 @@ _CONFIG_MAP = r"configMap://[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[-._a-zA-Z0-9]+"
 MODEL_SOURCE_PATTERN = f"^({_HUB}|{_CLAIM}|{_FILE}|{_PACKAGE})$"
 DATASET_SOURCE_PATTERN = f"^({_HUB}|{_CLAIM}|{_FILE}|{_PACKAGE}|{_CONFIG_MAP})$"
 IMAGE_PATTERN = r"^[^\x00-\x20]+$"
+REWARD_FUNCTION_PATTERN = r"^[A-Za-z_][A-Za-z0-9_.-]*(:[A-Za-z_][A-Za-z0-9_]*)?$"
 DESTINATION_PATTERN = f"^({_CLAIM}|{_FILE})$"
 
 ModelSource = Annotated[str, StringConstraints(pattern=MODEL_SOURCE_PATTERN, max_length=1024)]
@@ -113,7 +117,7 @@ class Dataset(ApiModel):
     )
     """hf://org/name, pvc://claim/path, configMap://name/key, file:///path in the trainer image, or package://distribution/file. Files: json, jsonl, csv, parquet, txt, or a folder of them."""
     format: DatasetFormat = Field(default="auto", examples=["chatml"])
-    """auto detects the format from the columns."""
+    """auto detects the format from the columns. preference: prompt, chosen and rejected answers. unpaired-preference: prompt, answer and whether it is liked. prompts: what the model is to answer."""
     split: Annotated[str, StringConstraints(min_length=1, max_length=255)] | None = Field(
         default=None, examples=["train", "train_sft"]
     )
@@ -127,45 +131,147 @@ class Dataset(ApiModel):
 class Quantization(ApiModel):
     """How the frozen base weights of qlora are stored (bitsandbytes)."""
 
-    bits: Literal[4] = Field(default=4, examples=[4])
+    bits: Literal[4, 8] = Field(default=4, examples=[4])
     """Bits a weight."""
-    type: Literal["nf4", "fp4"] = Field(default="nf4", examples=["nf4"])
-    """4-bit data type. nf4 fits normally distributed weights (QLoRA paper)."""
+    type: Literal["nf4", "fp4", "int8"] | None = Field(default=None, examples=["nf4"])
+    """Data type: nf4 (fits normally distributed weights, QLoRA paper) or fp4 of 4 bits, int8 of 8. nf4, or int8 for 8 bits, when absent."""
     double_quant: bool = True
-    """Quantise the quantisation constants too: 0.4 bit a parameter less."""
+    """Quantise the quantisation constants of 4-bit types too: 0.4 bit a parameter less."""
     compute_dtype: Dtype | None = Field(default=None, examples=["bfloat16"])
     """Dtype the weights are dequantised to for compute; model.dtype when absent."""
 
 
 class Method(ApiModel):
-    """What is trained: all weights, or an adapter."""
+    """What is trained: all weights, some of them, or an adapter."""
 
     type: MethodType = Field(default="lora", examples=["lora"])
-    """full: all weights. lora: low-rank adapters. qlora: lora on a 4-bit base."""
+    """full: all weights. freeze: the last layers. lora and its relatives (qlora on a quantised base, dora, rslora, lora-plus, pissa, olora, loftq, adalora): low-rank adapters. ia3: scales. prefix, prompt, p-tuning, p-tuning-v2: virtual tokens. bottleneck: small layers."""
     rank: Annotated[int, Field(ge=1, le=1024)] | None = Field(default=None, examples=[16])
-    """Rank of the adapter matrices; 16 when absent."""
+    """Rank of the adapter matrices; 16 when absent. For adalora the mean rank that is left at the end."""
     alpha: Annotated[float, Field(gt=0, le=4096)] | None = Field(default=None, examples=[32])
-    """The adapter's output is scaled by alpha / rank; 2 x rank when absent."""
+    """The adapter's output is scaled by alpha / rank (rslora: alpha / sqrt(rank)); 2 x rank when absent."""
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = Field(default=None, examples=[0.05])
-    """Dropout before the adapter; 0.05 when absent."""
+    """Dropout before the adapter; when absent 0.05 for low-rank adapters, 0 for bottleneck."""
     target_modules: (
         Annotated[
             list[Annotated[str, StringConstraints(min_length=1, max_length=253)]], Field(min_length=1, max_length=64)
         ]
         | None
     ) = Field(default=None, examples=[["q_proj", "v_proj"]])
-    """Names of the linear modules that get an adapter, or the single word all-linear (every linear but the head), as when absent."""
+    """Names of the linear modules that get an adapter, or the single word all-linear (every linear but the head), as when absent. ia3 when absent: keys, values and down projections."""
     quantization: Quantization | None = None
-    """Only for qlora; nf4 with double quantisation when absent."""
+    """How the base is stored; nf4 with double quantisation when absent."""
+    learning_rate_ratio: Annotated[float, Field(ge=1, le=1024)] | None = Field(default=None, examples=[16])
+    """Learning rate of lora-plus' B matrices over that of its A matrices; 16 when absent."""
+    initial_rank: Annotated[int, Field(ge=1, le=1024)] | None = Field(default=None, examples=[24])
+    """Rank that adalora gives each module before it cuts; 1.5 x rank when absent."""
+    virtual_tokens: Annotated[int, Field(ge=1, le=4096)] | None = Field(default=None, examples=[20])
+    """Trained tokens before the input; 20 when absent."""
+    encoder_hidden_size: Annotated[int, Field(ge=1, le=65536)] | None = Field(default=None, examples=[512])
+    """Hidden size of the network that makes the virtual tokens; the model's own when absent."""
+    bottleneck_size: Annotated[int, Field(ge=1, le=16384)] | None = Field(default=None, examples=[64])
+    """Width of the bottleneck; 64 when absent."""
+    placement: Literal["houlsby", "pfeiffer"] | None = Field(default=None, examples=["pfeiffer"])
+    """houlsby: adapters behind attention and feed-forward. pfeiffer: behind feed-forward only, as when absent."""
+    trainable_layers: Annotated[int, Field(ge=1, le=1024)] | None = Field(default=None, examples=[2])
+    """So many of the last decoder layers are trained, with the final norm; 2 when absent."""
+    resume_adapter: ModelSource | None = Field(default=None, examples=["pvc://models/support-bot/adapter"])
+    """An adapter of the same kind, a folder as PEFT writes it, that the training starts from."""
+
+
+class Generation(ApiModel):
+    """How the model answers the prompts that it learns from."""
+
+    completions: Annotated[int, Field(ge=1, le=256)] = Field(default=8, examples=[8])
+    """Answers a prompt; grpo and rloo compare them with each other."""
+    max_tokens: Annotated[int, Field(ge=1, le=1_048_576)] = Field(default=256, examples=[256])
+    """Most tokens of an answer."""
+    temperature: Annotated[float, Field(gt=0, le=10)] = Field(default=1.0, examples=[0.9])
+    """Of the sampling: below 1 sharper, above 1 more varied."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = Field(default=1.0, examples=[0.95])
+    """Tokens are drawn from the most likely ones that make up this share."""
+
+
+class Ppo(ApiModel):
+    """Of proximal policy optimisation (Schulman et al. 2017)."""
+
+    epochs: Annotated[int, Field(ge=1, le=100)] = Field(default=4, examples=[4])
+    """Passes over each batch of answers."""
+    clip_range: Annotated[float, Field(gt=0, le=1)] = Field(default=0.2, examples=[0.2])
+    """The policy's probability ratio is clipped to 1 +- this."""
+    value_clip_range: Annotated[float, Field(gt=0, le=10)] = Field(default=0.2, examples=[0.2])
+    """A new value differs from the old one by this at most."""
+    value_coefficient: Annotated[float, Field(ge=0, le=10)] = Field(default=0.1, examples=[0.1])
+    """Weight of the value head's loss."""
+    gamma: Annotated[float, Field(gt=0, le=1)] = Field(default=1.0, examples=[0.99])
+    """Discount of later rewards."""
+    gae_lambda: Annotated[float, Field(ge=0, le=1)] = Field(default=0.95, examples=[0.9])
+    """Between one step's advantage (0) and the whole answer's (1)."""
 
 
 class Objective(ApiModel):
     """What the training optimises."""
 
-    type: Literal["sft"] = Field(default="sft", examples=["sft"])
-    """sft: supervised fine-tuning, next-token cross-entropy."""
+    type: ObjectiveType = Field(default="sft", examples=["sft"])
+    """sft: next-token cross-entropy on the responses. pretrain: on every token. dpo, orpo, kto: preferences. reward: a model that scores answers. ppo, rloo, grpo: rewards of the model's own answers."""
     response_only: bool | None = Field(default=None, examples=[True])
     """Loss on the responses only, the prompts are masked. True when absent, except for format text, which has none."""
+    beta: Annotated[float, Field(ge=0, le=100)] | None = Field(default=None, examples=[0.1])
+    """Weight of the distance to the reference (orpo: of the odds ratio). When absent 0.1; 0.05 for ppo and rloo, 0 for grpo."""
+    losses: Annotated[list[DpoLoss], Field(min_length=1, max_length=8)] | None = Field(
+        default=None, examples=[["hinge"]]
+    )
+    """Losses of dpo by TRL's names, summed; [sigmoid] when absent, as in the DPO paper."""
+    loss_weights: Annotated[list[Annotated[float, Field(gt=0, le=100)]], Field(min_length=1, max_length=8)] | None = (
+        Field(default=None, examples=[[2.0]])
+    )
+    """Weight of each of the losses; 1 each when absent."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] | None = Field(default=None, examples=[0.1])
+    """Share of the preferences taken to be wrong; 0 when absent."""
+    reference_model: ModelSource | None = Field(default=None, examples=["hf://Qwen/Qwen3-8B"])
+    """Another reference than the model before training."""
+    precompute_reference: bool | None = Field(default=None, examples=[True])
+    """Compute the reference's probabilities once before training, so that it leaves the memory. False when absent."""
+    desirable_weight: Annotated[float, Field(gt=0, le=100)] | None = Field(default=None, examples=[1.33])
+    """Weight of the liked answers; 1 when absent."""
+    undesirable_weight: Annotated[float, Field(gt=0, le=100)] | None = Field(default=None, examples=[1.33])
+    """Weight of the disliked answers; 1 when absent."""
+    reward_model: ModelSource | None = Field(default=None, examples=["pvc://models/reward/merged"])
+    """Sequence classifier of one label that scores the answers, such as what objective reward makes."""
+    reward_functions: (
+        Annotated[
+            list[Annotated[str, StringConstraints(pattern=REWARD_FUNCTION_PATTERN, max_length=255)]],
+            Field(min_length=1, max_length=16),
+        ]
+        | None
+    ) = Field(default=None, examples=[["exact-match"]])
+    """Functions that score the answers, summed: names of the trainer's own, or module:function of a Python module in the trainer image."""
+    generation: Generation | None = None
+    """How the answers are sampled."""
+    ppo: Ppo | None = None
+    """Settings of ppo."""
+
+
+class Offload(ApiModel):
+    """What waits outside the GPU's memory until it is needed."""
+
+    optimizer: Literal["none", "cpu", "nvme"] = Field(default="none", examples=["cpu"])
+    """Optimiser states."""
+    parameters: Literal["none", "cpu", "nvme"] = Field(default="none", examples=["cpu"])
+    """Weights."""
+
+
+class Parallelism(ApiModel):
+    """How processes share the training."""
+
+    strategy: StrategyType | None = Field(default=None, examples=["ddp"])
+    """single: one process. ddp: each holds everything. zero1, zero2, zero3 (DeepSpeed) and fsdp (PyTorch): each holds a share. Chosen from the method and the GPUs when absent."""
+    processes: Annotated[int, Field(ge=1, le=64)] | None = Field(default=None, examples=[2])
+    """Processes of a job without GPUs; 1 when absent. With GPUs there is one for each."""
+    offload: Offload = Offload()
+    """What waits outside the GPU's memory."""
+    sharding: Literal["full", "hybrid"] | None = Field(default=None, examples=["full"])
+    """fsdp: full shares everything among all processes, as when absent; hybrid among those of a node, which holds a whole."""
 
 
 class Training(ApiModel):
@@ -176,7 +282,7 @@ class Training(ApiModel):
     max_steps: Annotated[int, Field(ge=1, le=100_000_000)] | None = Field(default=None, examples=[1000])
     """Optimiser steps, instead of epochs."""
     learning_rate: Annotated[float, Field(gt=0, le=1)] | None = Field(default=None, examples=[2e-4])
-    """Peak learning rate. 2e-4 for adapters, 2e-5 for full when absent."""
+    """Peak learning rate. When absent the method's usual one (2e-4 for lora, 2e-5 for full), lower for other objectives than sft."""
     scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup", "polynomial", "inverse_sqrt"] = Field(
         default="cosine", examples=["cosine"]
     )
@@ -406,6 +512,8 @@ class FineTuneJobSpec(ApiModel):
     """What the training optimises."""
     training: Training = Training()
     """Hyperparameters."""
+    parallelism: Parallelism = Parallelism()
+    """How processes share the training."""
     resources: Resources = Resources()
     """What the pod asks for and where it may run."""
     checkpoint: Checkpoint = Checkpoint()

@@ -18,9 +18,14 @@ class Strategy(NamedTuple):
 
 STRATEGIES: dict[StrategyType, Strategy] = {
     "single": Strategy("one process", "", "none", ()),
-    "ddp": Strategy("each process holds everything, gradients are averaged", "Li et al. 2020, arXiv:2006.15704", "ddp", ()),
+    "ddp": Strategy(
+        "each process holds everything, gradients are averaged", "Li et al. 2020, arXiv:2006.15704", "ddp", ()
+    ),
     "zero1": Strategy(
-        "DeepSpeed, optimiser states shared out", "Rajbhandari et al. 2019, arXiv:1910.02054", "deepspeed", ("optimizer",)
+        "DeepSpeed, optimiser states shared out",
+        "Rajbhandari et al. 2019, arXiv:1910.02054",
+        "deepspeed",
+        ("optimizer",),
     ),
     "zero2": Strategy(
         "DeepSpeed, optimiser states and gradients shared out",

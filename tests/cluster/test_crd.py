@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from kubernetes.client import ApiException
 
 from finetune_api.compatibility import RULES
@@ -31,6 +32,8 @@ from tests.invalid import Invalid, load_corpus
 
 REPOSITORY = Path(__file__).parents[2]
 CRD = REPOSITORY / "crds" / "finetune.dev_finetunejobs.yaml"
+RELEASED = sorted((REPOSITORY / "crds" / "released").glob("*.yaml"))
+GOLDEN = sorted((REPOSITORY / "tests" / "golden" / "jobs").glob("*.yaml"))
 EXAMPLES = sorted((REPOSITORY / "manifests" / "examples").glob("*.yaml"))
 MINIMAL: Object = {
     "apiVersion": API_VERSION,
@@ -55,9 +58,9 @@ class Refused(Exception):
 class Jobs:
     """FineTuneJobs of one namespace."""
 
-    def __init__(self, control_plane: ControlPlane, namespace: str) -> None:
+    def __init__(self, control_plane: ControlPlane, namespace: str, api_version: str = API_VERSION) -> None:
         self.api = control_plane.api
-        self.path = f"/apis/{API_VERSION}/namespaces/{namespace}/{PLURAL}"
+        self.path = f"/apis/{api_version}/namespaces/{namespace}/{PLURAL}"
 
     def create(self, document: Object, **query: str) -> Object:
         """Raises Refused."""
@@ -80,17 +83,21 @@ class Jobs:
 @pytest.fixture(scope="module")
 def crd(control_plane: ControlPlane) -> None:
     """The CRD as it lies in the repository, established."""
-    control_plane.kubectl("apply", "--server-side", "--force-conflicts", "--filename", str(CRD))
-    control_plane.kubectl("wait", "--for=condition=Established", "--timeout=30s", "--filename", str(CRD))
+    _establish(control_plane, CRD.read_text(), API_VERSION)
+
+
+def _establish(control_plane: ControlPlane, definition: str, api_version: str) -> None:
+    control_plane.kubectl("apply", "--server-side", "--force-conflicts", "--filename", "-", stdin=definition)
+    control_plane.kubectl("wait", "--for=condition=Established", "--timeout=30s", "--filename", "-", stdin=definition)
     # Established is told before the endpoint serves the new schema.
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         try:
-            control_plane.api.get(f"/apis/{API_VERSION}/{PLURAL}")
+            control_plane.api.get(f"/apis/{api_version}/{PLURAL}")
             return
         except ApiException:
             time.sleep(0.1)
-    pytest.fail("the API server does not serve FineTuneJobs")
+    pytest.fail(f"the API server does not serve {PLURAL} of {api_version}")
 
 
 @pytest.fixture
@@ -188,7 +195,7 @@ def test_rules_say_the_same_in_python_and_in_the_api_server(shared: Jobs) -> Non
             found = {
                 rule.name
                 for rule in RULES
-                if any(f"{rule.message}; {rule.mend}" in message for _, message in refused.causes)
+                if any(f": {rule.message}; {rule.mend}" in message for _, message in refused.causes)
             }
             assert found == expected
             met.update(found)
@@ -204,6 +211,48 @@ def test_rules_say_the_same_in_python_and_in_the_api_server(shared: Jobs) -> Non
             compare.hypothesis.inner_test(case.document)  # type: ignore[attr-defined]
     assert met == {rule.name for rule in RULES if rule.cel is not None}
     assert accepted > 5
+
+
+@pytest.mark.parametrize("file", RELEASED, ids=lambda file: file.stem)
+def test_what_a_released_definition_took_is_taken(shared: Jobs, control_plane: ControlPlane, file: Path) -> None:
+    """Both definitions stand beside each other, the released one under another group."""
+    definition, group = yaml.safe_load(file.read_text()), "released.finetune.dev"
+    schema = definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+    definition["spec"]["group"], definition["metadata"]["name"] = group, f"{PLURAL}.{group}"
+    api_version = f"{group}/{definition['spec']['versions'][0]['name']}"
+    _establish(control_plane, yaml.safe_dump(definition), api_version)
+    released, taken = Jobs(control_plane, "default", api_version), 0
+
+    def compare(spec: Object) -> None:
+        nonlocal taken
+        try:
+            before = released.dry_run(MINIMAL | {"apiVersion": api_version, "spec": spec})
+        except Refused:
+            return
+        after = shared.dry_run(MINIMAL | {"spec": spec})
+        assert _extends(after["spec"], before["spec"])
+        taken += 1
+
+    @settings(max_examples=300, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+    @given(strategies.jobs(), st.sets(st.sampled_from(sorted(schema["properties"]["spec"]["properties"])), max_size=3))
+    def draw(document: Object, sections: set[str]) -> None:
+        compare({name: part for name, part in document["spec"].items() if name in {"model", "dataset"} | sections})
+
+    draw()
+    for path in (*EXAMPLES, *GOLDEN):
+        for document in load_documents(path.read_text()):
+            compare(document.content.get("spec", {}))
+    for case in load_corpus():
+        if isinstance(case.document, dict):
+            compare(case.document.get("spec", {}))
+    assert taken > 60
+
+
+def _extends(value: Any, old: Any) -> bool:
+    """Whether an object says all that the old one says."""
+    if isinstance(old, dict):
+        return all(key in value and _extends(value[key], each) for key, each in old.items())
+    return bool(value == old)
 
 
 def _by_value(value: Any) -> Any:
@@ -260,6 +309,7 @@ CHANGES: list[tuple[str, Object]] = [
     ("method", {"rank": 3}),
     ("objective", {"responseOnly": True}),
     ("training", {"epochs": 9}),
+    ("parallelism", {"strategy": "single"}),
     ("resources", {"cpu": "3"}),
     ("checkpoint", {"keep": 3}),
     ("evaluation", {"samples": ["Hello?"]}),

@@ -7,7 +7,8 @@ from pydantic.fields import FieldInfo
 
 from finetune_api.model_base import ApiModel
 from finetune_api.spec import FineTuneJob
-from finetune_operator.plan.decide import Decided, Decision
+from finetune_operator.plan.decide import Decided
+from finetune_operator.plan.decisions import Decision
 from finetune_operator.settings import Settings
 
 

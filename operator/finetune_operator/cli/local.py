@@ -18,7 +18,7 @@ from finetune_api.spec import FineTuneJob
 from finetune_operator.cli.errors import CommandError
 from finetune_operator.manifests.build import build_manifests
 from finetune_operator.plan.decide import decide_plan
-from finetune_operator.plan.layout import LocalLayout, Slot, parse_source
+from finetune_operator.plan.layout import LocalLayout, Slot, list_sources, parse_source
 from finetune_operator.settings import Settings
 
 # What the rendered environment says of the container and not of the run: a terminal gets its progress bar, and the
@@ -78,13 +78,9 @@ def build_local_run(
 
 
 def _sources(job: FineTuneJob) -> Iterator[tuple[Slot, str]]:
-    spec = job.spec
-    yield "model", spec.model.source
-    yield "dataset", spec.dataset.source
-    if spec.dataset.validation is not None and spec.dataset.validation.source is not None:
-        yield "validation", spec.dataset.validation.source
-    if spec.output.destination is not None:
-        yield "output", spec.output.destination
+    yield from list_sources(job.spec)
+    if job.spec.output.destination is not None:
+        yield "output", job.spec.output.destination
 
 
 def _find_missing_claims(job: FineTuneJob, layout: LocalLayout) -> Iterator[str]:

@@ -4,7 +4,7 @@ from finetune_api import names
 from finetune_api.spec import FineTuneJob
 from finetune_operator.manifests.metadata import Manifest, cache_claim_name, output_claim_name, plan_name
 from finetune_operator.plan.decide import Decided
-from finetune_operator.plan.layout import Layout, Slot, parse_source
+from finetune_operator.plan.layout import Layout, Slot, list_sources, parse_source
 
 
 def build_volumes(job: FineTuneJob, decided: Decided, layout: Layout) -> tuple[list[Manifest], list[Manifest]]:
@@ -15,9 +15,7 @@ def build_volumes(job: FineTuneJob, decided: Decided, layout: Layout) -> tuple[l
             {"name": "plan", "configMap": {"name": plan_name(job)}},
             {"name": "plan", "mountPath": names.PLAN_DIRECTORY, "readOnly": True},
         ),
-        _source("model", spec.model.source, layout),
-        _source("dataset", spec.dataset.source, layout),
-        _source("validation", spec.dataset.validation.source if spec.dataset.validation else None, layout),
+        *(_source(slot, uri, layout) for slot, uri in list_sources(spec)),
         _output(job, layout),
         _cache(job, layout),
         (
@@ -36,9 +34,7 @@ def build_volumes(job: FineTuneJob, decided: Decided, layout: Layout) -> tuple[l
     return volumes, mounts
 
 
-def _source(slot: Slot, uri: str | None, layout: Layout) -> tuple[Manifest, Manifest] | None:
-    if uri is None:
-        return None
+def _source(slot: Slot, uri: str, layout: Layout) -> tuple[Manifest, Manifest] | None:
     source = parse_source(uri)
     if source.scheme == "pvc":
         volume: Manifest = {"persistentVolumeClaim": {"claimName": source.name, "readOnly": True}}

@@ -1,44 +1,25 @@
 """FineTuneJob -> TrainingPlan, and for each value why it is what it is. Pure: no clock, no environment, no API."""
 
 import math
-from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from dataclasses import dataclass
+from typing import Any
 
 from finetune_api import plan as p
-from finetune_api.spec import FineTuneJob, FineTuneJobSpec
+from finetune_api.compatibility import GROUPED, count_processes
+from finetune_api.methods import METHODS
+from finetune_api.objectives import OBJECTIVES
+from finetune_api.spec import FineTuneJob, FineTuneJobSpec, Generation
+from finetune_operator.plan.decisions import Decision, Decisions
 from finetune_operator.plan.layout import Layout, parse_source, resolve_source
+from finetune_operator.plan.method import decide_method
+from finetune_operator.plan.objective import decide_objective
+from finetune_operator.plan.parallelism import decide_parallelism
 from finetune_operator.settings import Settings
 
 UNBORN_UID = "00000000-0000-0000-0000-000000000000"
 """Stands for the uid of a FineTuneJob that no API server has seen yet."""
 
 GLOBAL_BATCH_SIZE = 16
-
-T = TypeVar("T")
-Origin = Literal["you", "default", "platform", "derived"]
-
-
-@dataclass(frozen=True)
-class Decision:
-    """One value of the job: where it came from, and why."""
-
-    path: str
-    value: Any
-    origin: Origin
-    reason: str
-
-
-@dataclass
-class Decisions:
-    """Collects the decisions of one job."""
-
-    made: list[Decision] = field(default_factory=list)
-
-    def choose(self, path: str, given: T | None, fallback: T, reason: str, origin: Origin = "derived") -> T:
-        """``given`` if the person gave it, else ``fallback`` for ``reason``."""
-        value, because = (fallback, reason) if given is None else (given, "set in the file")
-        self.made.append(Decision(path, value, origin if given is None else "you", because))
-        return value
 
 
 @dataclass(frozen=True)
@@ -72,6 +53,7 @@ def decide_plan(job: FineTuneJob, settings: Settings, layout: Layout) -> Decided
         "bf16 has float32's range at half the cost on GPUs" if gpus else "CPUs are fastest and exact in fp32",
     )
     dtype = _decide_dtype(spec, notes)
+    parallelism = decide_parallelism(spec, notes, precision, layout)
     output = _decide_output_directory(spec, notes, job.metadata.name, layout)
     plan = p.TrainingPlan(
         job=p.JobIdentity(name=job.metadata.name, namespace=job.metadata.namespace, run_id=run_id),
@@ -84,14 +66,11 @@ def decide_plan(job: FineTuneJob, settings: Settings, layout: Layout) -> Decided
             trust_remote_code=spec.model.trust_remote_code,
         ),
         dataset=_decide_dataset(spec, notes, layout),
-        method=_decide_method(spec, notes, dtype),
-        objective=p.ObjectivePlan(
-            type=spec.objective.type,
-            response_only=notes.choose("objective.responseOnly", spec.objective.response_only, spec.dataset.format != "text", "rows of text have no prompt" if spec.dataset.format == "text" else "learning to answer, not to ask"),
-        ),
-        training=_decide_hyperparameters(spec, notes, precision),
+        method=decide_method(spec, notes, dtype, layout),
+        objective=decide_objective(spec, notes, layout),
+        training=_decide_hyperparameters(spec, notes, precision, parallelism),
         evaluation=p.EvaluationPlan(every_steps=spec.evaluation.every_steps, samples=tuple(spec.evaluation.samples or ())),
-        parallelism=p.ParallelismPlan(strategy="ddp" if gpus > 1 else "single", device="cuda" if gpus else "cpu", processes_per_node=max(1, gpus)),
+        parallelism=parallelism,
         checkpoint=p.CheckpointPlan(
             directory=f"{output}/checkpoints/{run_id}",
             every_steps=spec.checkpoint.every_steps,
@@ -100,7 +79,7 @@ def decide_plan(job: FineTuneJob, settings: Settings, layout: Layout) -> Decided
         ),
         output=p.OutputPlan(
             directory=output,
-            artifacts=tuple(notes.choose("output.artifacts", spec.output.artifacts, ["merged" if spec.method.type == "full" else "adapter"], "what the method trains")),
+            artifacts=tuple(notes.choose("output.artifacts", spec.output.artifacts, ["adapter" if METHODS[spec.method.type].adapter else "merged"], "what the method trains")),
             verify=spec.output.verify,
         ),
         observability=p.ObservabilityPlan(metrics_port=spec.observability.metrics_port, trackers=tuple(spec.observability.trackers or ())),
@@ -134,8 +113,8 @@ def _times(quantity: str, factor: int) -> str:
 def _decide_dtype(spec: FineTuneJobSpec, notes: Decisions) -> p.Dtype:
     if not spec.resources.gpu.count:
         fallback, reason = "float32", "CPUs are fastest and exact in float32"
-    elif spec.method.type == "full":
-        fallback, reason = "float32", "small updates of full fine-tuning vanish in bfloat16 weights"
+    elif not METHODS[spec.method.type].adapter:
+        fallback, reason = "float32", "small updates vanish in bfloat16 weights"
     else:
         fallback, reason = "bfloat16", "the frozen base needs no more"
     dtype: p.Dtype = notes.choose("model.dtype", spec.model.dtype, fallback, reason)  # type: ignore[arg-type]
@@ -166,33 +145,9 @@ def _decide_dataset(spec: FineTuneJobSpec, notes: Decisions, layout: Layout) -> 
     )  # fmt: skip
 
 
-def _decide_method(spec: FineTuneJobSpec, notes: Decisions, dtype: p.Dtype) -> p.MethodPlan:
-    method = spec.method
-    if method.type == "full":
-        return p.MethodPlan(type="full")
-    rank = notes.choose("method.rank", method.rank, 16, "enough for most tasks; raise it for much data")
-    lora = p.LoraPlan(
-        rank=rank,
-        alpha=notes.choose("method.alpha", method.alpha, 2.0 * rank, "2 x rank: a scale of 2"),
-        dropout=notes.choose("method.dropout", method.dropout, 0.05, "mild regularisation"),
-        target_modules=tuple(notes.choose("method.targetModules", method.target_modules, ["all-linear"], "adapters on every linear come closest to full fine-tuning (QLoRA paper)")),
-    )  # fmt: skip
-    if method.type == "lora":
-        return p.MethodPlan(type="lora", lora=lora)
-    asked = method.quantization
-    return p.MethodPlan(
-        type="qlora",
-        lora=lora,
-        quantization=p.QuantizationPlan(
-            bits=4,
-            type=notes.choose("method.quantization.type", asked.type if asked else None, "nf4", "fits normally distributed weights (QLoRA paper)"),
-            double_quant=notes.choose("method.quantization.doubleQuant", asked.double_quant if asked else None, True, "0.4 bit a parameter less (QLoRA paper)"),
-            compute_dtype=notes.choose("method.quantization.computeDtype", asked.compute_dtype if asked else None, dtype, "as model.dtype"),
-        ),
-    )  # fmt: skip
-
-
-def _decide_hyperparameters(spec: FineTuneJobSpec, notes: Decisions, precision: Any) -> p.HyperparameterPlan:
+def _decide_hyperparameters(
+    spec: FineTuneJobSpec, notes: Decisions, precision: Any, parallelism: p.ParallelismPlan
+) -> p.HyperparameterPlan:
     training, gpus, method = spec.training, spec.resources.gpu.count, spec.method.type
     epochs = (
         None
@@ -202,16 +157,12 @@ def _decide_hyperparameters(spec: FineTuneJobSpec, notes: Decisions, precision: 
         )
     )
     batch, accumulation = _decide_batch(spec, notes)
-    if method == "qlora" and gpus:
-        optimizer, because = "paged_adamw_32bit", "pages out of GPU memory at peaks (QLoRA paper)"
-    elif gpus:
-        optimizer, because = "adamw_torch_fused", "one kernel for all parameters"
-    else:
-        optimizer, because = "adamw_torch", "AdamW"
+    rate, rate_reason = decide_learning_rate(spec)
+    optimizer, because = _decide_optimizer(spec, parallelism)
     return p.HyperparameterPlan(
         epochs=epochs,
         max_steps=training.max_steps,
-        learning_rate=notes.choose("training.learningRate", training.learning_rate, 2e-5 if method == "full" else 2e-4, "usual for full fine-tuning" if method == "full" else "adapters start from zero and bear ten times the rate of full fine-tuning"),
+        learning_rate=notes.choose("training.learningRate", training.learning_rate, rate, rate_reason),
         scheduler=training.scheduler,
         warmup_ratio=training.warmup_ratio,
         weight_decay=training.weight_decay,
@@ -227,10 +178,33 @@ def _decide_hyperparameters(spec: FineTuneJobSpec, notes: Decisions, precision: 
     )  # fmt: skip
 
 
+def decide_learning_rate(spec: FineTuneJobSpec) -> tuple[float, str]:
+    """(peak, why): the method's for supervised fine-tuning, times the objective's share."""
+    method, objective = METHODS[spec.method.type], OBJECTIVES[spec.objective.type]
+    rate = float(f"{method.learning_rate * objective.learning_rate_factor:.3g}")
+    if objective.learning_rate_factor == 1:
+        return rate, f"usual for {spec.method.type}"
+    return (
+        rate,
+        f"{method.learning_rate:g} is usual for {spec.method.type}, {spec.objective.type} takes {objective.learning_rate_factor:g} of it",
+    )
+
+
+def _decide_optimizer(spec: FineTuneJobSpec, parallelism: p.ParallelismPlan) -> tuple[str, str]:
+    """(optimiser, why)"""
+    if parallelism.device == "cpu":
+        return "adamw_torch", "AdamW"
+    if spec.parallelism.offload.optimizer != "none":
+        return "adamw_torch", "works where its states are offloaded to"
+    if spec.method.type == "qlora" and parallelism.strategy != "fsdp":
+        return "paged_adamw_32bit", "pages out of GPU memory at peaks (QLoRA paper)"
+    return "adamw_torch_fused", "one kernel for all parameters"
+
+
 def _decide_batch(spec: FineTuneJobSpec, notes: Decisions) -> tuple[int, int]:
     """(rows a device takes at once, batches accumulated)."""
-    training, devices = spec.training, max(1, spec.resources.gpu.count)
-    usual = 1 if spec.method.type == "full" else 4
+    training, devices = spec.training, count_processes(spec)
+    usual = 4 if METHODS[spec.method.type].adapter else 1
     if training.global_batch_size is not None:
         share = training.global_batch_size // devices
         fitting = max(size for size in range(1, usual + 1) if share % size == 0)
@@ -245,19 +219,21 @@ def _decide_batch(spec: FineTuneJobSpec, notes: Decisions) -> tuple[int, int]:
         "training.perDeviceBatchSize",
         training.per_device_batch_size,
         usual,
-        "full fine-tuning needs the memory elsewhere" if usual == 1 else "fits most GPUs",
+        "a whole model's training needs the memory elsewhere" if usual == 1 else "fits most GPUs",
     )
-    needed = math.ceil(GLOBAL_BATCH_SIZE / (batch * devices))
-    accumulation = notes.choose(
-        "training.gradientAccumulation",
-        training.gradient_accumulation,
-        needed,
+    needed, because = (
+        math.ceil(GLOBAL_BATCH_SIZE / (batch * devices)),
         f"makes about {GLOBAL_BATCH_SIZE} rows an optimiser step",
     )
+    if spec.objective.type in GROUPED:
+        completions = (spec.objective.generation or Generation()).completions
+        whole = completions // math.gcd(completions, batch * devices)
+        needed, because = math.ceil(needed / whole) * whole, f"the {completions} answers to a prompt stay in one step"
+    accumulation = notes.choose("training.gradientAccumulation", training.gradient_accumulation, needed, because)
     notes.choose(
         "training.globalBatchSize",
         None,
         batch * devices * accumulation,
-        "perDeviceBatchSize x GPUs x gradientAccumulation",
+        "perDeviceBatchSize x processes x gradientAccumulation",
     )
     return batch, accumulation

@@ -1,13 +1,14 @@
 """Where things lie for the trainer's process: in a container, or on the machine of ``finetune run``."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from finetune_api.names import PLAN_FILE, TERMINATION_LOG
 from finetune_api.plan import ResolvedSource
+from finetune_api.spec import FineTuneJobSpec
 
-Slot = Literal["model", "dataset", "validation", "output"]
+Slot = Literal["model", "dataset", "validation", "adapter", "reference", "reward", "output"]
 
 
 class Layout(Protocol):
@@ -24,6 +25,10 @@ class Layout(Protocol):
     @property
     def output(self) -> str:
         """Folder of the output when the job names no destination."""
+
+    @property
+    def scratch(self) -> str:
+        """Folder on a local disk that lives as long as the process."""
 
     @property
     def termination_log(self) -> str:
@@ -43,6 +48,7 @@ class ContainerLayout:
     plan_file: str = PLAN_FILE
     cache: str = "/mnt/finetune/cache"
     output: str = "/mnt/finetune/output"
+    scratch: str = "/tmp/finetune"
     termination_log: str = TERMINATION_LOG
 
     def claim(self, slot: Slot, name: str) -> str:
@@ -67,6 +73,10 @@ class LocalLayout:
     @property
     def output(self) -> str:
         return f"{self.root}/output"
+
+    @property
+    def scratch(self) -> str:
+        return f"{self.root}/scratch"
 
     @property
     def termination_log(self) -> str:
@@ -101,6 +111,20 @@ def parse_source(uri: str) -> SourceRef:
             name, _, path = rest.partition("/")
             return SourceRef(scheme, name, path.strip("/"))
     raise ValueError(f"{uri!r}: unknown scheme")
+
+
+def list_sources(spec: FineTuneJobSpec) -> Iterator[tuple[Slot, str]]:
+    """What the trainer reads, each with its slot."""
+    validation, method, objective = spec.dataset.validation, spec.method, spec.objective
+    named: dict[Slot, str | None] = {
+        "model": spec.model.source,
+        "dataset": spec.dataset.source,
+        "validation": validation.source if validation else None,
+        "adapter": method.resume_adapter,
+        "reference": objective.reference_model,
+        "reward": objective.reward_model,
+    }
+    yield from ((slot, uri) for slot, uri in named.items() if uri is not None)
 
 
 def resolve_source(uri: str, slot: Slot, layout: Layout) -> ResolvedSource:
