@@ -222,7 +222,7 @@ class HyperparameterPlan(ApiModel):
     activation_offload: bool = False
     """Activations wait for the backward pass in host memory."""
     fused_kernels: bool = False
-    """Fused kernels of the ``kernels`` library for norms, rotary embeddings, MLP and loss."""
+    """Fused Triton kernels of Liger for norms, rotary embeddings and MLP; the loss is tiled by TRL in any case."""
     neftune_alpha: float | None = None
     early_stopping: EarlyStoppingPlan | None = None
     batch_search: bool = False

@@ -7,6 +7,7 @@ from pydantic_core import ErrorDetails
 
 from finetune_api.exit_codes import ExitCode
 from finetune_api.plan import TrainingPlan
+from finetune_trainer.memory.report import describe_out_of_memory
 
 
 class TrainerError(Exception):
@@ -41,26 +42,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and (
         "DefaultCPUAllocator" in text or "CUDA out of memory" in text or "CUBLAS_STATUS_ALLOC_FAILED" in text
     )
-
-
-def describe_out_of_memory(plan: TrainingPlan) -> str:
-    """Which fields to lower, most effective first, with their present values."""
-    training = plan.training
-    advice = []
-    if training.per_device_batch_size > 1:
-        advice.append(
-            f"lower training.perDeviceBatchSize (now {training.per_device_batch_size}) and raise "
-            f"training.gradientAccumulation (now {training.gradient_accumulation}) by the same factor"
-        )
-    if not training.gradient_checkpointing:
-        advice.append("set training.gradientCheckpointing: true")
-    advice.append(f"lower training.maxLength (now {training.max_length})")
-    if plan.method.type == "full":
-        advice.append("use method.type: lora or qlora (now full)")
-    elif plan.method.type == "lora":
-        advice.append("use method.type: qlora (now lora)")
-    where = "GPU" if plan.parallelism.device == "cuda" else "host"
-    return f"the {where} ran out of memory; " + ", or ".join(advice)
 
 
 def classify_error(error: BaseException, plan: TrainingPlan) -> tuple[ExitCode, str]:

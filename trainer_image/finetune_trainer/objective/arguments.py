@@ -1,12 +1,22 @@
 """The plan's hyperparameters as fields of transformers' TrainingArguments: what all objectives have in common."""
 
+import copy
+from importlib.util import find_spec
 from typing import Any
 
-from finetune_api.plan import TrainingPlan
+from finetune_api.memory import OFFLOADING_OBJECTIVES, find_search_refusal
+from finetune_api.packing import find_packing_refusal
+from finetune_api.plan import ParallelismPlan, TrainingPlan
+from finetune_trainer.errors import InvalidInputError
 
 
 def build_arguments(plan: TrainingPlan, has_validation: bool, resumed: bool) -> dict[str, Any]:
-    """Keyword arguments of any TRL config. Checkpoints are left to ``checkpoint/``."""
+    """Keyword arguments of any TRL config. Checkpoints are left to ``checkpoint/``.
+
+    Raises: InvalidInputError for settings that the objective, the method or this machine can't have.
+    """
+    _require_packable(plan)
+    _require_machine(plan)
     training = plan.training
     length = {"max_steps": training.max_steps} if training.max_steps else {"num_train_epochs": training.epochs}
     evaluation: dict[str, Any] = {"eval_strategy": "no"}
@@ -29,6 +39,9 @@ def build_arguments(plan: TrainingPlan, has_validation: bool, resumed: bool) -> 
         gradient_accumulation_steps=training.gradient_accumulation,
         gradient_checkpointing=training.gradient_checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False} if training.gradient_checkpointing else None,
+        **({"activation_offloading": True} if training.activation_offload else {}),
+        use_liger_kernel=training.fused_kernels,
+        neftune_noise_alpha=training.neftune_alpha,
         optim=training.optimizer,
         max_grad_norm=training.max_grad_norm,
         seed=training.seed,
@@ -47,4 +60,56 @@ def build_arguments(plan: TrainingPlan, has_validation: bool, resumed: bool) -> 
         report_to=list(plan.observability.trackers) or "none",
         disable_tqdm=True,
         log_level="error",
+        **_build_engine(plan.parallelism),
     )
+
+
+def _build_engine(parallelism: ParallelismPlan) -> dict[str, Any]:
+    """What tells transformers of DeepSpeed or FSDP. It writes into what it is given, so these are copies."""
+    if parallelism.deepspeed is not None:
+        return {"deepspeed": copy.deepcopy(parallelism.deepspeed)}
+    if parallelism.fsdp is None:
+        return {}
+    fsdp = copy.deepcopy(parallelism.fsdp)
+    replicas = fsdp.pop("dp_replicate_size", 1)
+    if replicas == 1:
+        return {"fsdp": True, "fsdp_config": fsdp}
+    from accelerate.parallelism_config import ParallelismConfig
+
+    mesh = ParallelismConfig(dp_replicate_size=replicas, dp_shard_size=parallelism.world_size // replicas)
+    return {"fsdp": True, "fsdp_config": fsdp, "parallelism_config": mesh}
+
+
+def _require_packable(plan: TrainingPlan) -> None:
+    method, objective, streaming = plan.method.type, plan.objective.type, plan.dataset.streaming
+    if plan.training.packing != "none":
+        refusal = find_packing_refusal("packing", method, objective, streaming)
+        if refusal is not None:
+            raise InvalidInputError(f"training.packing {plan.training.packing}: {refusal.reason}: {refusal.instead}")
+    if plan.training.padding_free:
+        refusal = find_packing_refusal("paddingFree", method, objective, streaming)
+        if refusal is not None:
+            raise InvalidInputError(f"training.paddingFree true: {refusal.reason}: {refusal.instead}")
+
+
+def _require_machine(plan: TrainingPlan) -> None:
+    training, on_cpu = plan.training, plan.parallelism.device == "cpu"
+    if training.fused_kernels and on_cpu:
+        raise InvalidInputError("training.fusedKernels true: the kernels run on GPUs only: use false")
+    if training.fused_kernels and find_spec("liger_kernel") is None:
+        raise InvalidInputError(
+            "training.fusedKernels true: the trainer image lacks the package liger-kernel: build the image with "
+            "requirements/kernels.txt, or use false"
+        )
+    if training.activation_offload and on_cpu:
+        raise InvalidInputError(
+            "training.activationOffload true: without a GPU the activations are in host memory already: use false"
+        )
+    if training.activation_offload and plan.objective.type not in OFFLOADING_OBJECTIVES:
+        raise InvalidInputError(
+            f"training.activationOffload true: TRL's trainer of objective.type {plan.objective.type} can't: use "
+            "training.gradientCheckpointing: true"
+        )
+    refusal = find_search_refusal(plan.objective.type, plan.parallelism.strategy, plan.dataset.streaming)
+    if training.batch_search and refusal is not None:
+        raise InvalidInputError(f"training.perDeviceBatchSize auto: {refusal}: use a number")
