@@ -54,8 +54,9 @@ def prepare(make: Callable[..., TrainingPlan], tokenizer: Any, tmp_path: Path, w
         used = changes.pop("tokenizer", tokenizer)
         dataset = {"validation_fraction": None, **changes.pop("dataset", {})}
         plan = make(data=file, objective={"type": objective}, dataset=dataset, **changes)
-        prepare_data(plan, used, tmp_path / "prepared", warnings.append)
-        return load_data(plan, tmp_path / "prepared")
+        return load_data(
+            plan, prepare_data(plan, plan.model.source.location, used, lambda _, text: warnings.append(text))
+        )
 
     return run
 

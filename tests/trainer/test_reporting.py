@@ -97,15 +97,14 @@ def test_a_run_reports_every_step(make: Callable[..., TrainingPlan], state: RunS
     assert 0 < result.trainable_parameters < result.total_parameters
 
 
-def test_tokens_are_counted_without_padding(make: Callable[..., TrainingPlan], tmp_path: Path) -> None:
+def test_tokens_are_counted_without_padding(make: Callable[..., TrainingPlan]) -> None:
     from finetune_trainer.data.prepare import load_data, prepare_data
     from finetune_trainer.model.load import load_tokenizer
 
     plan = make(dataset={"validation_fraction": None}, training={"epochs": 1.0})
     result = run(plan)
-    assert not list((Path(plan.cache_directory) / "datasets").iterdir())
-    prepare_data(plan, load_tokenizer(plan, plan.model.source.location), tmp_path / "rows", print)
-    rows = load_data(plan, tmp_path / "rows").train
+    location = plan.model.source.location
+    rows = load_data(plan, prepare_data(plan, location, load_tokenizer(plan, location), print)).train
     assert result.tokens_seen == sum(len(row["input_ids"]) for row in rows)
 
 

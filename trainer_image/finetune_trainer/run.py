@@ -1,7 +1,5 @@
 """One training run from plan to result, as a table of contents."""
 
-import shutil
-from pathlib import Path
 from typing import Any
 
 from transformers import TrainerState
@@ -13,7 +11,7 @@ from finetune_trainer.checkpoint.marker import Marker
 from finetune_trainer.checkpoint.resume import ResumePoint, discard_later, find_resume_point
 from finetune_trainer.data.prepare import PreparedData, load_data, prepare_data
 from finetune_trainer.distributed import Ranks
-from finetune_trainer.errors import PreemptedError
+from finetune_trainer.errors import InvalidInputError, PreemptedError
 from finetune_trainer.evaluate.loss import loss_after, loss_before, training_loss
 from finetune_trainer.evaluate.samples import answer_before, answer_prompts
 from finetune_trainer.export.artifacts import export_artifacts
@@ -36,6 +34,7 @@ def run_training(
 ) -> Result | None:
     """Prepare, train, evaluate, export; the result, on rank 0 only."""
     location, tokenizer, data = _prepare(plan, ranks, terminal)
+    plan = _with_length(plan, data.max_length)
     resume = _find_resume_point(plan, ranks, data, terminal)
     # Before the model: it sets up the engines that decide how the weights are loaded.
     config = build_config(plan, data.validation is not None, resumed=resume is not None)
@@ -112,27 +111,29 @@ def run_training(
         versions=read_versions(),
     )
     write_result(plan, result)
-    shutil.rmtree(_data_folder(plan, ranks))
     return result
 
 
 def _prepare(plan: TrainingPlan, ranks: Ranks, terminal: Terminal) -> tuple[str, Any, PreparedData]:
     """Model location, tokenizer and data. One rank of each node downloads, converts and encodes; the others wait."""
-    folder = _data_folder(plan, ranks)
+    name = ""
     if ranks.is_local_main:
         location = locate_model(plan)
         tokenizer = load_tokenizer(plan, location)
-        prepare_data(plan, tokenizer, folder, lambda text: terminal.event("warning", text))
+        name = prepare_data(plan, location, tokenizer, terminal.event)
     ranks.barrier()
     if not ranks.is_local_main:
         location = locate_model(plan)
         tokenizer = load_tokenizer(plan, location)
-    return location, tokenizer, load_data(plan, folder)
+    shared = ranks.share(name)
+    if ranks.is_local_main and name != shared:
+        raise InvalidInputError(f"dataset.source {plan.dataset.source.uri}: the nodes read different rows from it")
+    return location, tokenizer, load_data(plan, shared)
 
 
-def _data_folder(plan: TrainingPlan, ranks: Ranks) -> Path:
-    """Where a node's ranks share the encoded rows; nodes may share the cache, so its first rank is in the name."""
-    return Path(plan.cache_directory) / "datasets" / f"{plan.job.run_id}-{ranks.rank - ranks.local_rank}"
+def _with_length(plan: TrainingPlan, max_length: int) -> TrainingPlan:
+    """The plan with ``training.maxLength`` as it was decided by the rows."""
+    return plan.model_copy(update={"training": plan.training.model_copy(update={"max_length": max_length})})
 
 
 def _find_resume_point(plan: TrainingPlan, ranks: Ranks, data: PreparedData, terminal: Terminal) -> ResumePoint | None:

@@ -26,6 +26,8 @@ from finetune_trainer.errors import InvalidInputError
 IGNORED = -100
 """Label of a token that the loss leaves out."""
 
+_MARK = "Goodbye"
+
 _RENDER_DATE = datetime(2024, 7, 26, tzinfo=UTC)
 """Today, to templates that print it: a run that goes on tomorrow has to see the rows that it saw today."""
 
@@ -70,9 +72,8 @@ class Encoder:
             tokenizer.chat_template or "",
         )
         self._response_only = response_only
-        self._special_ids = {
-            token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special
-        } | {tokenizer.eos_token_id}
+        self.stop_ids = frozenset({tokenizer.eos_token_id, *self._end_of_turn()})
+        """Tokens that end an answer: the end of the text, and what the template writes behind an answer."""
 
     def encode(self, example: Conversation | Continuation | Text) -> list[Encoded]:
         """The rows of one example. Raises: InvalidInputError, also with what the template itself refuses."""
@@ -173,7 +174,7 @@ class Encoder:
                 tokenize=False,
                 add_generation_prompt=generate,
             )
-        except TemplateError as error:
+        except (TemplateError, TypeError) as error:
             roles = ", ".join(message["role"] for message in messages)
             raise InvalidInputError(
                 f"the chat template refuses a conversation of {roles}: {error}; mend the rows or set model.chatTemplate"
@@ -235,7 +236,20 @@ class Encoder:
         return Encoded([*row.input_ids, *end], [*row.labels, *end])
 
     def _missing_end(self, answer: list[int]) -> list[int]:
-        return [] if self._special_ids.intersection(answer) else [self._tokenizer.eos_token_id]
+        return [] if self.stop_ids.intersection(answer) else [self._tokenizer.eos_token_id]
+
+    def _end_of_turn(self) -> set[int]:
+        """Special tokens that the template writes behind an answer."""
+        if self._tokenizer.chat_template is None:
+            return set()
+        turns = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": _MARK}]
+        try:
+            text = self._render(turns, None)
+        except InvalidInputError:
+            # What the template refuses here it may take from the rows, or refuse there with the rows' roles named.
+            return set()
+        special = {token_id for token_id, token in self._tokenizer.added_tokens_decoder.items() if token.special}
+        return special.intersection(self._token_ids(text.rpartition(_MARK)[2], plain=False))
 
 
 def _common_length(one: Sequence[object], other: Sequence[object]) -> int:

@@ -1,60 +1,28 @@
-"""The prepared dataset: rows read, checked, encoded, cut and written as Arrow files that every rank maps."""
+"""The prepared dataset: rows read, cleaned, encoded, cut, mixed and split once, as Arrow files that every rank maps."""
 
 import hashlib
-import itertools
-import os
-import random
-import shutil
+import json
 import tempfile
 from array import array
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from finetune_api.objectives import OBJECTIVES
-from finetune_api.plan import ResolvedSource, TrainingPlan
+from finetune_api.plan import CleaningPlan, TrainingPlan
+from finetune_trainer.data.cache import build_once, name_content
+from finetune_trainer.data.choose import decide_length, draw_mixture, split_rows
+from finetune_trainer.data.clean import Deduplicator
 from finetune_trainer.data.encode import Encoder
-from finetune_trainer.data.formats import RowProblemError, detect_format, parse_row
-from finetune_trainer.data.rows import ColumnType, Row, kind_of
-from finetune_trainer.data.sources import RawRow, read_rows
+from finetune_trainer.data.ingest import Origin, ingest, write_rows
+from finetune_trainer.data.rows import Row, kind_of
+from finetune_trainer.data.tally import BEYOND, CUT, HELD_OUT, REWRITTEN, UNTRAINED, Tally
 from finetune_trainer.errors import InvalidInputError
 
-Warn = Callable[[str], None]
-
-_SHOWN_PROBLEMS = 5
-_BATCH = 1000
-"""Rows in one Arrow record batch."""
-
-
-@dataclass
-class _Counts:
-    """What became of the rows of one source."""
-
-    rows: int = 0
-    cut: int = 0
-    """Rows cut to maxLength."""
-    emptied: int = 0
-    """Rows left out: nothing of an answer is within maxLength."""
-    rewritten: int = 0
-    """Conversations that became a row per response."""
-
-
-def prepare_data(plan: TrainingPlan, tokenizer: Any, folder: Path, warn: Warn) -> None:
-    """Encode the training and validation rows into ``folder``, which appears whole or not at all.
-
-    Raises: InvalidInputError naming file, row and field of the first broken rows; nothing is left out in silence.
-    """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    building = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        _encode_source(plan, plan.dataset.source, tokenizer, building / "train.arrow", warn, plan.dataset.max_samples)
-        if plan.dataset.validation_source is not None:
-            _encode_source(plan, plan.dataset.validation_source, tokenizer, building / "validation.arrow", warn, None)
-        shutil.rmtree(folder, ignore_errors=True)
-        os.rename(building, folder)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
+Tell = Callable[[str, str], None]
+"""Takes an event's name and message."""
 
 
 @dataclass(frozen=True)
@@ -71,138 +39,278 @@ class PreparedData:
     """Tokens that no row exceeds: ``training.max_length``, or what was decided for it."""
 
 
-def load_data(plan: TrainingPlan, folder: Path) -> PreparedData:
-    """Map what ``prepare_data`` wrote, split by the plan. Raises: InvalidInputError when a side would be empty."""
+def prepare_data(plan: TrainingPlan, location: str, tokenizer: Any, tell: Tell) -> str:
+    """Encode the training and validation rows, unless the cache has them; returns the name of their folder there.
+
+    Beside the rows stands ``report.json`` with what became of the rows of each source. What it says of them is told
+    each time: rows are never left out in silence.
+
+    Raises: InvalidInputError naming file, row and field of the first broken rows.
+    """
+    positions = _find_positions(plan, location)
+    name = name_content(plan, tokenizer, positions)
+    folder = _locate(plan, name)
+    build_once(folder, partial(_build, plan, tokenizer, positions))
+    for event, message in _read_report(folder)["messages"]:
+        tell(event, message)
+    return name
+
+
+def load_data(plan: TrainingPlan, name: str) -> PreparedData:
+    """Map what ``prepare_data`` wrote."""
     from datasets import Dataset
 
-    train = Dataset.from_file(str(folder / "train.arrow"))
-    validation = None
-    if plan.dataset.validation_source is not None:
-        validation = Dataset.from_file(str(folder / "validation.arrow"))
-    elif plan.dataset.validation_fraction:
-        train, validation = _split(plan, train)
-    columns = list(kind_of(plan).columns)
-    fingerprint, largest_id = _scan(train.select_columns(columns))
+    folder = _locate(plan, name)
+    report = _read_report(folder)
+    validation = folder / "validation.arrow"
     return PreparedData(
-        train=train.select_columns(columns),
-        validation=None if validation is None else validation.select_columns(columns),
-        fingerprint=fingerprint,
-        largest_id=largest_id,
-        max_length=plan.training.max_length,
+        train=Dataset.from_file(str(folder / "train.arrow")),
+        validation=Dataset.from_file(str(validation)) if validation.exists() else None,
+        fingerprint=report["fingerprint"],
+        largest_id=report["largestId"],
+        max_length=report["maxLength"],
     )
 
 
-def _split(plan: TrainingPlan, rows: Any) -> tuple[Any, Any]:
-    """Split by source row, so that the responses of one conversation stay on one side."""
-    sources = rows["source_row"]
-    numbers = sorted(set(sources))
-    count = round(len(numbers) * (plan.dataset.validation_fraction or 0.0))
-    if not 0 < count < len(numbers):
-        raise InvalidInputError(
-            f"dataset.validation.fraction {plan.dataset.validation_fraction} of {len(numbers)} rows leaves "
-            f"{len(numbers) - count} for training and {count} for validation; both need at least one"
-        )
-    chosen = set(random.Random(plan.training.seed).sample(numbers, count))
-    held_out = [index for index, number in enumerate(sources) if number in chosen]
-    kept = [index for index, number in enumerate(sources) if number not in chosen]
-    return rows.select(kept), rows.select(held_out)
+def _locate(plan: TrainingPlan, name: str) -> Path:
+    return Path(plan.cache_directory) / "datasets" / name
 
 
-def _scan(rows: Any) -> tuple[str, int]:
-    """Fingerprint and largest token id."""
-    digest = hashlib.sha256()
-    largest = 0
-    for row in rows:
-        for name, value in row.items():
-            if name.endswith("_ids"):
-                largest = max(largest, max(value, default=0))
-            content = array("i", value).tobytes() if isinstance(value, list) else str(value).encode()
-            digest.update(len(content).to_bytes(8))
-            digest.update(content)
-    return digest.hexdigest()[:16], largest
+def _read_report(folder: Path) -> dict[str, Any]:
+    report: dict[str, Any] = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    return report
 
 
-def _encode_source(
-    plan: TrainingPlan, source: ResolvedSource, tokenizer: Any, path: Path, warn: Warn, limit: int | None
-) -> None:
-    counts = _Counts()
+def _find_positions(plan: TrainingPlan, location: str) -> int | None:
+    """Tokens that the model has positions for, as far as its configuration says."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(
+        location, revision=plan.model.revision, trust_remote_code=plan.model.trust_remote_code
+    )
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
+
+
+@dataclass
+class _Part:
+    """The encoded rows of one source."""
+
+    origin: Origin
+    rows: Any
+    """datasets.Dataset with the columns of ``ingest``."""
+    tally: Tally
+    fitting: list[int] = field(default_factory=list)
+    """Numbers of the rows that the decided length leaves something of."""
+
+    def of_fitting(self, column: str) -> list[Any]:
+        values = self.rows[column][:]
+        return [values[index] for index in self.fitting]
+
+
+_Pick = tuple[_Part, list[int]]
+"""Rows of a part by their numbers."""
+
+
+def _build(plan: TrainingPlan, tokenizer: Any, positions: int | None, folder: Path) -> None:
+    """Fill ``folder``: train.arrow, validation.arrow and report.json."""
+    dataset, messages = plan.dataset, list[tuple[str, str]]()
     encoder = Encoder(tokenizer, plan.objective.response_only)
-    written = _write_rows(path, kind_of(plan).columns, _encode_rows(plan, source, encoder, limit, counts))
-    counts.rewritten = encoder.rewritten
-    _report(plan, source, counts, written, warn)
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        read = partial(_read, plan, encoder, Deduplicator(dataset.cleaning), Path(scratch))
+        # First, so that with dedup on it is the training rows that are left out where they repeat validation rows.
+        held_out = dataset.validation_source and read(Origin(dataset.validation_source, dataset.split, dataset.format))
+        main = read(Origin(dataset.source, dataset.split, dataset.format, dataset.max_samples))
+        mixtures = [read(Origin(mixture.source, mixture.split, mixture.format)) for mixture in dataset.mixtures]
+        parts = [main, *mixtures, *([held_out] if held_out else [])]
+
+        length = plan.training.max_length or _decide_length(plan, main, positions, messages)
+        for part in parts:
+            _fit(plan, part, length)
+        _require_stop(plan, tokenizer, [main, *mixtures], length)
+        train, validation = _split(plan, main, held_out or None, messages)
+        train += _mix(plan, mixtures, len(train[0][1]), validation, messages)
+
+        scan = _Scan()
+        write_rows(folder / "train.arrow", kind_of(plan).columns, scan.read(_cut(plan, train, length)))
+        fingerprint = scan.digest.hexdigest()[:16]
+        if validation:
+            write_rows(folder / "validation.arrow", kind_of(plan).columns, scan.read(_cut(plan, validation, length)))
+    report = {
+        "train": sum(len(numbers) for _, numbers in train),
+        "validation": sum(len(numbers) for _, numbers in validation),
+        "maxLength": length,
+        "fingerprint": fingerprint,
+        "largestId": scan.largest_id,
+        "sources": [part.tally.to_json() for part in parts],
+        "messages": [*messages, *(message for part in parts for message in _describe(plan, part.tally, length))],
+    }
+    (folder / "report.json").write_text(json.dumps(report, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
-def _encode_rows(
-    plan: TrainingPlan, source: ResolvedSource, encoder: Encoder, limit: int | None, counts: _Counts
-) -> Iterator[Row]:
-    kind = kind_of(plan)
-    objective, length = plan.objective.type, plan.training.max_length
-    format_name: str | None = None
-    problems: list[str] = []
-    for raw in read_rows(source, plan.dataset.split):
-        if limit is not None and counts.rows == limit:
-            break
-        counts.rows += 1
-        try:
-            if raw.problem is not None:
-                raise RowProblemError(raw.problem)
-            if format_name is None:
-                format_name = detect_format(objective, plan.dataset.format, raw.fields, source.uri)
-            examples = parse_row(OBJECTIVES[objective].rows, format_name, raw.fields)
-        except RowProblemError as problem:
-            problems.append(_locate(raw, problem))
-            continue
-        if problems:
-            continue
-        for row in (row for example in examples for row in kind.encode(encoder, example)):
-            cut = kind.cut(row, length)
-            if cut is None:
-                counts.emptied += 1
-                continue
-            counts.cut += kind.count(row) > length
-            yield {"source_row": counts.rows, **cut}
-    if problems:
-        shown = "; ".join(problems[:_SHOWN_PROBLEMS])
-        raise InvalidInputError(f"dataset {source.uri}: {len(problems)} of {counts.rows} rows are broken: {shown}")
+def _read(plan: TrainingPlan, encoder: Encoder, duplicates: Deduplicator, scratch: Path, origin: Origin) -> _Part:
+    """Raises: InvalidInputError when cleaning, or having nothing to train, leaves no row."""
+    from datasets import Dataset
 
-
-def _locate(raw: RawRow, problem: RowProblemError) -> str:
-    return f"{raw.file} row {raw.number}: {problem}"
-
-
-def _write_rows(path: Path, columns: dict[str, ColumnType], rows: Iterator[Row]) -> int:
-    import pyarrow  # type: ignore[import-untyped]
-
-    types = {"tokens": pyarrow.list_(pyarrow.int32()), "text": pyarrow.string(), "flag": pyarrow.bool_()}
-    schema = pyarrow.schema(
-        [("source_row", pyarrow.int64()), *((name, types[column]) for name, column in columns.items())]
-    )
-    written = 0
-    with pyarrow.OSFile(str(path), "wb") as sink, pyarrow.ipc.new_stream(sink, schema) as writer:
-        while batch := list(itertools.islice(rows, _BATCH)):
-            writer.write_batch(pyarrow.RecordBatch.from_pylist(batch, schema=schema))
-            written += len(batch)
-    return written
-
-
-def _report(plan: TrainingPlan, source: ResolvedSource, counts: _Counts, written: int, warn: Warn) -> None:
-    length, loss = plan.training.max_length, kind_of(plan).loss
-    if counts.rows == 0:
-        raise InvalidInputError(f"dataset {source.uri}: holds no rows")
-    if written == 0:
+    path = scratch / f"{len(list(scratch.iterdir()))}.arrow"
+    tally = ingest(plan, origin, encoder, duplicates, path)
+    rows = Dataset.from_file(str(path))
+    if len(rows) == 0 and tally.cleaned:
+        raise InvalidInputError(f"dataset.cleaning leaves no row: {tally.describe_cleaning()}; relax it")
+    if len(rows) == 0:
         raise InvalidInputError(
-            f"dataset {source.uri}: training.maxLength {length} {loss} of all {counts.rows} rows: raise it, or shorten "
-            "the rows"
+            f"dataset {tally.uri}: no token of its {tally.read} rows would be trained: the chat template writes nothing "
+            "of the assistant's turns; set model.chatTemplate, or objective.responseOnly: false"
         )
-    if counts.emptied:
-        warn(
-            f"{counts.emptied} of {counts.rows} rows of {source.uri} are left out: training.maxLength {length} "
-            f"{loss} of them"
+    return _Part(origin, rows, tally)
+
+
+def _decide_length(plan: TrainingPlan, main: _Part, positions: int | None, messages: list[tuple[str, str]]) -> int:
+    room = plan.objective.generation.max_tokens if plan.objective.generation else 0
+    length = decide_length(main.rows["length"][:], room, positions)
+    of_answer = f", with {room} for an answer" if room else ""
+    messages.append(
+        (
+            "length",
+            f"training.maxLength is {length}: the 95th percentile of {len(main.rows)} rows{of_answer}, rounded up to a "
+            "multiple of 64 within the model's positions",
         )
-    if counts.cut:
-        warn(f"{counts.cut} rows of {source.uri} are cut to training.maxLength {length}")
-    if counts.rewritten:
-        warn(
-            f"the chat template renders earlier turns otherwise once later ones follow: {counts.rewritten} "
-            f"conversations of {source.uri} became one row per response"
+    )
+    return length
+
+
+def _fit(plan: TrainingPlan, part: _Part, length: int) -> None:
+    """Raises: InvalidInputError when no row fits ``length``."""
+    for number, (row_length, least, place) in enumerate(
+        zip(part.rows["length"][:], part.rows["least"][:], part.rows["place"][:], strict=True)
+    ):
+        if least > length:
+            part.tally.count(BEYOND, f"{place}, {row_length} tokens")
+            continue
+        if row_length > length:
+            part.tally.count(CUT, f"{place}, {row_length} tokens")
+        part.fitting.append(number)
+    if not part.fitting:
+        raise InvalidInputError(
+            f"dataset {part.tally.uri}: training.maxLength {length} {kind_of(plan).loss} of all {part.tally.read} rows: "
+            "raise it, or shorten the rows"
+        )
+
+
+def _require_stop(plan: TrainingPlan, tokenizer: Any, parts: list[_Part], length: int) -> None:
+    """Raises: InvalidInputError when the model would learn answers and never their end."""
+    if plan.objective.type == "pretrain" or OBJECTIVES[plan.objective.type].generates:
+        return
+    stops = [stop for part in parts for stop in part.of_fitting("stop") if stop is not None]
+    if not stops:
+        raise InvalidInputError(
+            f"no row trains a token that ends an answer ({tokenizer.eos_token}, or the chat template's end of turn), so "
+            "the model would never stop: set model.chatTemplate to one that ends the assistant's turns, or "
+            "objective.responseOnly: true"
+        )
+    if min(stops) > length:
+        raise InvalidInputError(
+            f"training.maxLength {length} cuts off the end of every answer, so the model would never stop: raise it to "
+            f"{min(stops)} at least"
+        )
+
+
+def _split(
+    plan: TrainingPlan, main: _Part, held_out: _Part | None, messages: list[tuple[str, str]]
+) -> tuple[list[_Pick], list[_Pick]]:
+    """Training and validation rows; no text stands on both sides, or it is said."""
+    if held_out is not None:
+        texts = set(held_out.of_fitting("key"))
+        shared = sum(key in texts for key in main.of_fitting("key"))
+        if shared:
+            messages.append(
+                (
+                    "warning",
+                    f"{shared} rows of {main.tally.uri} stand in {held_out.tally.uri} too: its loss is no measure "
+                    "of unseen rows; dataset.cleaning.dedup: exact leaves them out of the training",
+                )
+            )
+        return [(main, main.fitting)], [(held_out, held_out.fitting)]
+    if not plan.dataset.validation_fraction:
+        return [(main, main.fitting)], []
+    source_rows = main.rows["source_row"][:]
+    chosen = split_rows(plan, main.of_fitting("source_row"), main.of_fitting("key"))
+    kept = [number for number in main.fitting if source_rows[number] not in chosen]
+    return [(main, kept)], [(main, [number for number in main.fitting if source_rows[number] in chosen])]
+
+
+def _mix(
+    plan: TrainingPlan, mixtures: list[_Part], count: int, validation: list[_Pick], messages: list[tuple[str, str]]
+) -> list[_Pick]:
+    """Rows of each mixture, ``weight`` for each of ``count`` training rows, none of which is a validation row."""
+    barred = {key for part, numbers in validation for key in part.rows.select(numbers)["key"][:]}
+    picks = []
+    for number, (mixture, part) in enumerate(zip(plan.dataset.mixtures, mixtures, strict=True)):
+        uri, free = part.tally.uri, []
+        for index, key, place in zip(part.fitting, part.of_fitting("key"), part.of_fitting("place"), strict=True):
+            if key in barred:
+                part.tally.count(HELD_OUT, place)
+            else:
+                free.append(index)
+        wanted = round(mixture.weight * count)
+        if not free or not wanted:
+            raise InvalidInputError(
+                f"dataset.mixtures {uri}: weight {mixture.weight} of {count} training rows asks for {wanted} of its "
+                f"{len(free)} rows, so nothing is mixed in: raise the weight, or leave the mixture out"
+            )
+        if wanted > len(free):
+            messages.append(
+                (
+                    "warning",
+                    f"dataset.mixtures {uri}: weight {mixture.weight} asks for {wanted} rows and it has "
+                    f"{len(free)}: each is trained {wanted // len(free)} or {-(-wanted // len(free))} times an epoch",
+                )
+            )
+        drawn = draw_mixture(len(free), wanted, f"{plan.training.seed}/{number}")
+        picks.append((part, [free[index] for index in drawn]))
+    return picks
+
+
+def _cut(plan: TrainingPlan, picks: list[_Pick], length: int) -> Iterator[Row]:
+    kind = kind_of(plan)
+    for part, numbers in picks:
+        for row in part.rows.select(numbers).select_columns(list(kind.columns)):
+            yield kind.cut(row, length)
+
+
+class _Scan:
+    """Fingerprint and largest token id of rows that pass by."""
+
+    def __init__(self) -> None:
+        self.digest = hashlib.sha256()
+        self.largest_id = 0
+
+    def read(self, rows: Iterator[Row]) -> Iterator[Row]:
+        for row in rows:
+            for name, value in row.items():
+                if name.endswith("_ids"):
+                    self.largest_id = max(self.largest_id, max(value, default=0))
+                content = array("i", value).tobytes() if isinstance(value, list) else str(value).encode()
+                self.digest.update(len(content).to_bytes(8))
+                self.digest.update(content)
+            yield row
+
+
+def _describe(plan: TrainingPlan, tally: Tally, length: int) -> Iterator[tuple[str, str]]:
+    """What has to be said of a source."""
+    if plan.dataset.cleaning != CleaningPlan():
+        yield "cleaning", tally.describe_cleaning()
+    fates, of_rows = tally.fates, f"of {tally.read} rows of {tally.uri} are left out:"
+    if fates[UNTRAINED]:
+        yield "warning", f"{fates[UNTRAINED]} {of_rows} no token of theirs would be trained"
+    if fates[BEYOND]:
+        yield "warning", f"{fates[BEYOND]} {of_rows} training.maxLength {length} {kind_of(plan).loss} of them"
+    if fates[HELD_OUT]:
+        yield "warning", f"{fates[HELD_OUT]} {of_rows} they are validation rows too"
+    if fates[CUT]:
+        yield "warning", f"{fates[CUT]} rows of {tally.uri} are cut to training.maxLength {length}"
+    if fates[REWRITTEN]:
+        yield (
+            "warning",
+            f"the chat template renders earlier turns otherwise once later ones follow: {fates[REWRITTEN]} "
+            f"conversations of {tally.uri} became one row per response",
         )

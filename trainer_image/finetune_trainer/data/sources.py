@@ -11,6 +11,7 @@ from typing import Any
 from finetune_api import names
 from finetune_api.plan import ResolvedSource
 from finetune_trainer.errors import InvalidInputError
+from finetune_trainer.files import hash_file, hash_folder
 from finetune_trainer.package_file import find_package_file
 
 SUFFIXES = (".json", ".jsonl", ".csv", ".parquet", ".txt")
@@ -33,30 +34,50 @@ def read_rows(source: ResolvedSource, split: str) -> Iterator[RawRow]:
     Raises: InvalidInputError when the source isn't there or can't be read as a dataset at all.
     """
     if source.kind == "hf":
-        yield from _read_hub(source, split)
+        for number, fields in enumerate(_load_hub(source, split), start=1):
+            yield RawRow(source.location, number, _without_nulls(fields))
         return
-    path = find_package_file(source) if source.kind == "package" else Path(source.location)
-    if not path.exists():
-        raise InvalidInputError(f"dataset {source.uri}: {path} does not exist")
+    path = _find_path(source)
     if path.is_dir():
         yield from _read_folder(source, path, split)
     else:
         yield from _read_file(source, path)
 
 
-def _read_hub(source: ResolvedSource, split: str) -> Iterator[RawRow]:
+def hash_source(source: ResolvedSource, split: str) -> str:
+    """Hash of the rows' content. Raises: InvalidInputError when the source isn't there."""
+    if source.kind == "hf":
+        # Of the builder's configuration and the commit of its files.
+        return str(_load_hub(source, split)._fingerprint)
+    path = _find_path(source)
+    return hash_folder(path) if path.is_dir() else hash_file(path)
+
+
+def _find_path(source: ResolvedSource) -> Path:
+    path = find_package_file(source) if source.kind == "package" else Path(source.location)
+    if not path.exists():
+        raise InvalidInputError(f"dataset {source.uri}: {path} does not exist")
+    return path
+
+
+def _without_nulls(value: Any) -> Any:
+    """Arrow gives every object the keys of all others, with nulls: a tool's schema would name the other tools' fields."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(inner) for key, inner in value.items() if inner is not None}
+    return [_without_nulls(inner) for inner in value] if isinstance(value, list) else value
+
+
+def _load_hub(source: ResolvedSource, split: str) -> Any:
     import datasets
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        rows = datasets.load_dataset(source.location, split=split, token=os.environ.get(names.ENV_HF_TOKEN))
+        return datasets.load_dataset(source.location, split=split, token=os.environ.get(names.ENV_HF_TOKEN))
     except (FileNotFoundError, ValueError, HfHubHTTPError) as error:
         status = getattr(getattr(error, "response", None), "status_code", None)
         if status is not None and status >= 500:
             raise
         raise InvalidInputError(f"dataset {source.uri}, split {split}: {str(error).splitlines()[0]}") from error
-    for number, fields in enumerate(rows, start=1):
-        yield RawRow(source.location, number, fields)
 
 
 def _read_folder(source: ResolvedSource, folder: Path, split: str) -> Iterator[RawRow]:
@@ -69,7 +90,7 @@ def _read_folder(source: ResolvedSource, folder: Path, split: str) -> Iterator[R
                 raise InvalidInputError(f"dataset {source.uri}: no split {split!r}, it has {', '.join(sorted(saved))}")
             saved = saved[split]
         for number, fields in enumerate(saved, start=1):
-            yield RawRow(folder.name, number, fields)
+            yield RawRow(folder.name, number, _without_nulls(fields))
         return
     files = sorted(file for file in folder.iterdir() if file.suffix in SUFFIXES)
     if not files:
@@ -152,7 +173,7 @@ def _read_parquet(path: Path) -> Iterator[RawRow]:
     for batch in table.iter_batches():
         for fields in batch.to_pylist():
             number += 1
-            yield RawRow(path.name, number, fields)
+            yield RawRow(path.name, number, _without_nulls(fields))
 
 
 def _read_text(path: Path) -> Iterator[RawRow]:
