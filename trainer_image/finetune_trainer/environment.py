@@ -16,6 +16,16 @@ def _sources(plan: TrainingPlan) -> list[ResolvedSource]:
     return sources
 
 
+def _needs_network(plan: TrainingPlan) -> bool:
+    """Whether anything comes from a hub or goes there."""
+    harness = plan.evaluation.harness
+    return (
+        any(source.kind == "hf" for source in _sources(plan))
+        or plan.output.hub is not None
+        or (harness is not None and not all(task.startswith("file://") for task in harness.tasks))
+    )
+
+
 def prepare_environment(plan: TrainingPlan) -> None:
     """Telemetry off, offline unless the plan names the hub, caches below the plan's folder, no foreign progress bars."""
     os.environ.update(
@@ -30,7 +40,7 @@ def prepare_environment(plan: TrainingPlan) -> None:
     # accelerate imports DeepSpeed to look at a model's type, and DeepSpeed then searches for its device aloud.
     os.environ.setdefault("DS_ACCELERATOR", plan.parallelism.device)
     os.environ.setdefault(names.ENV_HF_HOME, str(Path(plan.cache_directory) / "huggingface"))
-    if not any(source.kind == "hf" for source in _sources(plan)):
+    if not _needs_network(plan):
         os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", HF_DATASETS_OFFLINE="1")
     if "tensorboard" in plan.observability.trackers:
         os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(Path(plan.output.directory) / "tensorboard"))

@@ -36,6 +36,14 @@ def should_stop(history: History, stopping: EarlyStoppingPlan) -> bool:
     return idle >= stopping.patience
 
 
+def describe_stop(stopping: EarlyStoppingPlan, step: int, planned: int) -> str:
+    """Why the training ended before its last step, for a person."""
+    return (
+        f"stopped early at step {step} of {planned}: {stopping.metric} has not improved by more than "
+        f"{stopping.min_delta:g} for {stopping.patience} evaluations"
+    )
+
+
 class EarlyStopping(TrainerCallback):  # type: ignore[misc]
     """Ends the training behind the evaluation that ``should_stop`` speaks of."""
 

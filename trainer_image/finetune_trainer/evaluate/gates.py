@@ -41,7 +41,7 @@ def require_known_metrics(plan: TrainingPlan, has_validation: bool) -> None:
             )
 
 
-def compare_with_base(plan: TrainingPlan) -> bool:
+def compares_with_base(plan: TrainingPlan) -> bool:
     """Whether some gate's bound is a figure of the harness on the base model."""
     return any(gate.versus_base is not None and gate.metric.startswith("harness/") for gate in plan.evaluation.gates)
 

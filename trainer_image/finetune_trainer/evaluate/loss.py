@@ -25,6 +25,14 @@ def loss_after(trainer: Any) -> float | None:
     return float(trainer.evaluate()["eval_loss"])
 
 
+def loss_at(trainer: Any, step: int) -> float:
+    """Validation loss of a step that was evaluated."""
+    history = trainer.state.log_history
+    return float(
+        next(entry["eval_loss"] for entry in reversed(history) if "eval_loss" in entry and entry["step"] == step)
+    )
+
+
 def training_loss(trainer: Any) -> float | None:
     """Mean loss over the last logging window."""
     return next((entry["loss"] for entry in reversed(trainer.state.log_history) if "loss" in entry), None)

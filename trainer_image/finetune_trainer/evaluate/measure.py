@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 from finetune_api.plan import TrainingPlan
-from finetune_trainer.evaluate.gates import compare_with_base
+from finetune_trainer.evaluate.gates import compares_with_base
 from finetune_trainer.evaluate.harness import run_harness
 from finetune_trainer.evaluate.kept import keep
 from finetune_trainer.evaluate.metrics import Question, measure_answers
@@ -23,13 +23,19 @@ def measure_before(plan: TrainingPlan, model: Any, tokenizer: Any, questions: li
 
     def measure() -> dict[str, float]:
         figures = measure_answers(plan, model, tokenizer, questions)
-        return figures | (run_harness(plan, model, tokenizer) if compare_with_base(plan) else {})
+        return figures | (run_harness(plan, model, tokenizer) if compares_with_base(plan) else {})
 
     asked = {
         "evaluation": plan.evaluation.model_dump(mode="json", by_alias=True),
         "questions": [[question.prompt, question.answer] for question in questions],
     }
     return dict(keep(plan, "evaluation-before.json", asked, measure))
+
+
+def describe_figures(before: dict[str, float], after: dict[str, float]) -> str:
+    """The figures for a person, those before training where they were taken."""
+    told = [f"{name} {f'{before[name]:.4g} -> ' if name in before else ''}{value:.4g}" for name, value in after.items()]
+    return f"evaluation: {', '.join(told)}"
 
 
 def add_loss(plan: TrainingPlan, figures: dict[str, float], loss: float | None) -> dict[str, float]:

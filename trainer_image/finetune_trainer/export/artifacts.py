@@ -1,4 +1,4 @@
-"""Exports the adapter and the merged model, verifies them from disk, and publishes them by a rename."""
+"""Exports the adapter, the merged model and its GGUF file, verifies them from disk, and publishes them by a rename."""
 
 import gc
 import os
@@ -15,6 +15,7 @@ import torch
 from finetune_api.methods import METHODS
 from finetune_api.plan import Artifact, TrainingPlan
 from finetune_api.progress import ArtifactRecord
+from finetune_trainer.export.gguf import compare_gguf, reload_gguf, write_gguf
 from finetune_trainer.export.merge import dequantise_base, save_adapter
 from finetune_trainer.export.verify import compare_logits, compute_logits, reload_adapter, reload_merged
 from finetune_trainer.files import hash_folder, list_files, sync_folder
@@ -49,13 +50,7 @@ def export_artifacts(
         differences: dict[Artifact, float] = {}
         if plan.output.verify:
             for name, artifact in built.items():
-                reloaded = (
-                    reload_adapter(plan, location, artifact.folder, device)
-                    if name == "adapter"
-                    else reload_merged(plan, artifact.folder, device)
-                )
-                differences[name] = compare_logits(plan, name, artifact.expected, compute_logits(reloaded, rows))
-                del reloaded
+                differences[name] = _verify(plan, name, artifact, location, rows, device)
                 gc.collect()
         return tuple(
             _publish(name, built[name].folder, output / name, differences.get(name)) for name in plan.output.artifacts
@@ -86,7 +81,7 @@ def _build(
         save_adapter(plan, model, adapter)
         tokenizer.save_pretrained(adapter)
         built["adapter"] = _Built(adapter, expected)
-        if "merged" not in plan.output.artifacts:
+        if plan.output.artifacts == ("adapter",):
             return built
         if plan.method.quantization is not None:
             model = dequantise_base(model, adapter)
@@ -97,7 +92,25 @@ def _build(
     model.to(dtype).save_pretrained(merged)
     tokenizer.save_pretrained(merged)
     built["merged"] = _Built(merged, expected)
+    if "gguf" in plan.output.artifacts:
+        write_gguf(merged, workspace / "gguf", plan.output.gguf_type)
+        built["gguf"] = _Built(workspace / "gguf", expected)
     return built
+
+
+def _verify(
+    plan: TrainingPlan, name: Artifact, built: _Built, location: str, rows: list[list[int]], device: torch.device
+) -> float:
+    """How far the reloaded artifact is from the trained model. Raises: ArtifactMismatchError."""
+    match name:
+        case "adapter":
+            reloaded = reload_adapter(plan, location, built.folder, device)
+        case "merged":
+            reloaded = reload_merged(plan, built.folder, device)
+        case "gguf":
+            reloaded = reload_gguf(built.folder, built.folder.with_name("merged"), device)
+            return compare_gguf(plan.output.gguf_type, rows, built.expected, compute_logits(reloaded, rows))
+    return compare_logits(plan, name, built.expected, compute_logits(reloaded, rows))
 
 
 def _publish(name: Artifact, folder: Path, target: Path, difference: float | None) -> ArtifactRecord:

@@ -11,6 +11,7 @@ import torch
 from finetune_api.plan import GgufType, TrainingPlan
 from finetune_trainer.errors import InvalidInputError
 from finetune_trainer.export.gguf_tokenizer import UnknownTokenizerError, add_vocabulary, read_vocabulary
+from finetune_trainer.export.verify import ArtifactMismatchError
 
 FILE_NAME = "model.gguf"
 
@@ -19,6 +20,9 @@ _ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3
 
 _SCALINGS = ("default", "linear", "yarn", "llama3")
 """Kinds of rotary embeddings that the format can name."""
+
+_UNREAD = ("rope_parameters", "head_dim", "attention_bias", "mlp_bias")
+"""Fields of a model's configuration that are in the file, and that transformers doesn't take from there."""
 
 _BLOCK = 32
 """Values that share a scale in q8_0 and q4_0; a row has to be whole blocks."""
@@ -70,17 +74,18 @@ def write_gguf(merged: Path, folder: Path, kind: GgufType) -> None:
     writer.close()
 
 
-def reload_gguf(folder: Path, config: Any, device: torch.device) -> Any:
+def reload_gguf(folder: Path, merged: Path, device: torch.device) -> Any:
     """The file as transformers reads it, in float32.
 
-    It doesn't read everything that llama.cpp does: the size of a head and the scaling of the rotary embeddings are
-    taken from ``config``, the merged model's.
+    It doesn't read everything that llama.cpp does: what ``_UNREAD`` names is taken from the ``merged`` model.
     """
     from transformers import AutoConfig, AutoModelForCausalLM, GgufConfig
 
+    config = AutoConfig.from_pretrained(merged)
     read = AutoConfig.from_pretrained(folder, gguf_file=FILE_NAME)
-    read.rope_parameters = config.rope_parameters
-    read.head_dim = _head_size(config)
+    for name in _UNREAD:
+        if hasattr(config, name):
+            setattr(read, name, getattr(config, name))
     return AutoModelForCausalLM.from_pretrained(
         folder,
         gguf_file=FILE_NAME,
@@ -93,20 +98,22 @@ def reload_gguf(folder: Path, config: Any, device: torch.device) -> Any:
 
 def compare_gguf(
     kind: GgufType, rows: list[list[int]], expected: list[torch.Tensor], reloaded: list[torch.Tensor]
-) -> tuple[float, str | None]:
-    """Largest difference of two logits as a share of the largest (at least 1), and what is beyond rounding, if anything."""
+) -> float:
+    """The largest difference of two logits, as a share of the largest logit (at least 1).
+
+    Raises: ArtifactMismatchError when it, or that of the perplexities, is beyond what rounding to ``kind`` makes.
+    """
     scale = max(1.0, *(float(logits.abs().max()) for logits in expected))
     difference = max(float((one - other).abs().max()) for one, other in zip(expected, reloaded, strict=True)) / scale
     ratio = math.exp(abs(_mean_loss(rows, reloaded) - _mean_loss(rows, expected)))
     # Written so that a NaN fails, too.
-    if not difference <= _DIFFERENCE[kind]:
-        return (
-            difference,
-            f"logits differ by up to {difference:.2g} of the largest one, allowed is {_DIFFERENCE[kind]:g}",
+    if not (difference <= _DIFFERENCE[kind] and ratio <= _PERPLEXITY[kind]):
+        raise ArtifactMismatchError(
+            f"the gguf artifact, reloaded, isn't the trained model: its logits differ by up to {difference:.2g} of the "
+            f"largest one, allowed for {kind} is {_DIFFERENCE[kind]:g}, and its perplexity by a factor of {ratio:.4g}, "
+            f"allowed is {_PERPLEXITY[kind]:g}; nothing was published"
         )
-    if not ratio <= _PERPLEXITY[kind]:
-        return difference, f"perplexities differ by a factor of {ratio:.3g}, allowed is {_PERPLEXITY[kind]:g}"
-    return difference, None
+    return difference
 
 
 def _mean_loss(rows: list[list[int]], logits: list[torch.Tensor]) -> float:
@@ -130,7 +137,6 @@ def _add_architecture(writer: Any, config: Any, kind: GgufType) -> None:
         "q8_0": LlamaFileType.MOSTLY_Q8_0,
         "q4_0": LlamaFileType.MOSTLY_Q4_0,
     }
-    writer.add_name(config.model_type)
     writer.add_file_type(file_types[kind])
     writer.add_quantization_version(GGML_QUANT_VERSION)
     writer.add_context_length(config.max_position_embeddings)
