@@ -33,6 +33,18 @@ class ObjectOutput(StrEnum):
     JSON = "json"
 
 
+class Task(StrEnum):
+    """What the model is to learn."""
+
+    CHAT = "chat"
+    CODE = "code"
+    CLASSIFICATION = "classification"
+    REASONING = "reasoning"
+
+
+data = typer.Typer(help="Look at training data.", no_args_is_help=True)
+app.add_typer(data, name="data")
+
 File = typer.Argument(help="YAML file; - is stdin.", show_default=False)
 SettingsFile = Annotated[
     Path | None,
@@ -88,6 +100,48 @@ def run(
     from finetune_operator.cli.run import run_file
 
     raise typer.Exit(run_file(file, output_dir, claim or [], settings))
+
+
+@app.command()
+def recommend(
+    model: Annotated[str, typer.Option("--model", help="Model, such as hf://Qwen/Qwen3-8B; its size is taken from its name.", show_default=False)],
+    gpu_memory: Annotated[int, typer.Option("--gpu-memory", metavar="GIB", min=1, help="Memory of one GPU in GiB.", show_default=False)],
+    gpus: Annotated[int, typer.Option("--gpus", min=1, max=16, help="GPUs.")] = 1,
+    task: Annotated[Task, typer.Option("--task", help="What the model is to learn.")] = Task.CHAT,
+    output: Annotated[Output, typer.Option("--output", "-o", help="table: reasons, then the FineTuneJob; else only that.")] = Output.TABLE,
+) -> None:  # fmt: skip
+    """Recommend settings that fit the GPUs, each with its reason, and print a FineTuneJob with them."""
+    from finetune_operator.cli.recommend import recommend_settings
+
+    recommend_settings(model, gpu_memory, gpus, task.value, output.value)
+
+
+@app.command()
+def estimate(
+    file: Annotated[Path, File],
+    like: Annotated[str | None, typer.Option("--like", metavar="NAME", help="Take the size of this model, for one whose name doesn't say it.", show_default=False)] = None,
+    gpu_memory: Annotated[int | None, typer.Option("--gpu-memory", metavar="GIB", min=1, help="Say whether it fits.", show_default="resources.gpu.memoryGiB")] = None,
+    settings: SettingsFile = None,
+    output: Annotated[Output, typer.Option("--output", "-o", help="Format; json and yaml in bytes.")] = Output.TABLE,
+) -> None:  # fmt: skip
+    """Estimate the memory that each GPU needs for the FineTuneJobs in a file, part by part."""
+    from finetune_operator.cli.recommend import estimate_file
+
+    estimate_file(file, settings, like, gpu_memory, output.value)
+
+
+@data.command()
+def preview(
+    file: Annotated[Path, typer.Argument(help="FineTuneJob (.yaml), or a data file with --model.", show_default=False)],
+    rows: Annotated[int, typer.Option("--rows", min=1, max=1000, help="Rows shown.")] = 3,
+    model: Annotated[str | None, typer.Option("--model", help="Model whose tokenizer and chat template encode a data file.", show_default=False)] = None,
+    claim: Annotated[list[str] | None, typer.Option(metavar="NAME=DIR", help="Folder that stands for a PersistentVolumeClaim; repeatable.", show_default=False)] = None,
+    settings: SettingsFile = None,
+) -> None:  # fmt: skip
+    """Show rows as the model sees them: decoded tokens, those that it learns from marked."""
+    from finetune_operator.cli.data import preview_file
+
+    raise typer.Exit(preview_file(file, rows, model, claim or [], settings))
 
 
 @app.command()

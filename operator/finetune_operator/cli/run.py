@@ -28,7 +28,7 @@ _NEEDED = ("finetune_trainer", "torch", "transformers", "trl", "peft", "datasets
 
 def run_file(file: Path, output_dir: Path | None, claims: list[str], settings_file: Path | None) -> int:
     """The trainer's exit status."""
-    folders = _parse_claims(claims)
+    folders = parse_claims(claims)
     settings, found = read_settings(settings_file), read_jobs(file)
     if len(found.jobs) != 1:
         raise CommandError(f"{file} holds {len(found.jobs)} FineTuneJobs; `run` takes a file with one")
@@ -40,7 +40,7 @@ def run_file(file: Path, output_dir: Path | None, claims: list[str], settings_fi
     config_maps = {
         str(each.get("metadata", {}).get("name")): each for each in found.others if each.get("kind") == "ConfigMap"
     }
-    layout = build_layout(job, output_dir, _find_cache(), folders)
+    layout = build_layout(job, output_dir, find_cache(), folders)
     taken = _find_taken(job.spec.observability.metrics_port)
     local = build_local_run(job, settings, layout, config_maps, os.environ, taken)
     with _lock(Path(layout.root)) as lock:
@@ -68,7 +68,8 @@ def _find_taken(port: int) -> set[int]:
     return set()
 
 
-def _parse_claims(claims: list[str]) -> dict[str, Path]:
+def parse_claims(claims: list[str]) -> dict[str, Path]:
+    """NAME=DIR -> folder by claim. Raises UsageError."""
     folders = {}
     for claim in claims:
         name, separator, folder = claim.partition("=")
@@ -80,7 +81,8 @@ def _parse_claims(claims: list[str]) -> dict[str, Path]:
     return folders
 
 
-def _find_cache() -> Path:
+def find_cache() -> Path:
+    """The person's cache of models and prepared data."""
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return Path(os.environ.get("FINETUNE_CACHE") or home / "finetune-operator")
 
