@@ -393,7 +393,7 @@ def _offloads_optimizer(plan: TrainingPlan) -> bool:
 
 
 def find_search_refusal(objective: ObjectiveType, strategy: StrategyType, streaming: bool) -> str | None:
-    """Why ``training.perDeviceBatchSize: auto`` is refused; None: it is supported."""
+    """Why ``training.autoFindBatchSize`` is refused; None: it is supported."""
     if OBJECTIVES[objective].generates:
         return f"objective.type {objective} makes its rows while it trains, none can be tried before"
     if strategy not in _SEARCHING_STRATEGIES:
@@ -495,9 +495,9 @@ def _halve_length(plan: TrainingPlan) -> Mend | None:
 
 
 def _shrink_optimizer(plan: TrainingPlan) -> Mend | None:
-    if OPTIMIZER_BYTES.get(plan.training.optimizer, 8) < 8 or plan.parallelism.device == "cpu":
+    if OPTIMIZER_BYTES.get(plan.training.optimizer, 8) < 8:
         return None
-    return _mend(plan, "training", optimizer="paged_adamw_8bit")
+    return _mend(plan, "training", optimizer="adamw_8bit" if plan.parallelism.device == "cpu" else "paged_adamw_8bit")
 
 
 def _share(plan: TrainingPlan) -> Mend | None:

@@ -89,7 +89,7 @@ class Recommendation(NamedTuple):
     model: str
     shape: ModelShape
     gpus: int
-    gpu_memory_gib: float
+    gpu_memory_gib: int
     settings: tuple[Setting, ...]
     estimate: Estimate
     fits: bool
@@ -115,7 +115,7 @@ class Recommendation(NamedTuple):
         }
 
 
-def recommend(model: str, gpu_memory_gib: float, gpus: int = 1, task: Task = "chat") -> Recommendation | None:
+def recommend(model: str, gpu_memory_gib: int, gpus: int = 1, task: Task = "chat") -> Recommendation | None:
     """The settings for supervised fine-tuning of ``model`` (a source or hub id) on ``gpus`` of so much memory each.
 
     Of what fits, the least costly to quality: lora before qlora, whole batches before single rows, all linear modules
@@ -215,7 +215,7 @@ def _find_size(shape: ModelShape) -> SizePreset:
     return next(size for size in SIZES if shape.parameters < size.up_to * 1e9)
 
 
-def _list_drafts(shape: ModelShape, gpu_memory_gib: float, gpus: int, task: Task) -> Iterator[TrainingPlan]:
+def _list_drafts(shape: ModelShape, gpu_memory_gib: int, gpus: int, task: Task) -> Iterator[TrainingPlan]:
     """What is tried, best first."""
     rank, length = choose_rank(shape, gpu_memory_gib, task), TASK_PRESETS[task].max_length
     strategies: tuple[StrategyType, ...] = ("single",) if gpus == 1 else ("ddp", "fsdp", "zero3")
@@ -243,7 +243,7 @@ def _build_method(type_: MethodType, rank: int, targets: tuple[str, ...], dropou
 
 
 def _list_settings(
-    draft: TrainingPlan, shape: ModelShape, needed: Estimate, gpu_memory_gib: float, gpus: int, task: Task
+    draft: TrainingPlan, shape: ModelShape, needed: Estimate, gpu_memory_gib: int, gpus: int, task: Task
 ) -> Iterator[Setting]:
     size, wanted, lora, training = _find_size(shape), TASK_PRESETS[task], draft.method.lora, draft.training
     assert lora is not None
@@ -290,3 +290,4 @@ def _list_settings(
         "parallelism.strategy", draft.parallelism.strategy, STRATEGIES[draft.parallelism.strategy].description
     )
     yield Setting("resources.gpu.count", gpus, "as asked")
+    yield Setting("resources.gpu.memoryGiB", gpu_memory_gib, "as asked")

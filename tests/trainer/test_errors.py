@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from finetune_api.exit_codes import ExitCode
-from finetune_api.plan import TrainingPlan
+from finetune_api.plan import ResolvedSource, TrainingPlan
 from finetune_trainer.__main__ import load_plan, main
 from finetune_trainer.errors import CheckpointUnusableError, InvalidInputError, classify_error
 from tests.trainer.plans import file_source, make_plan, write_conversations
@@ -64,13 +64,35 @@ class OutOfMemoryError(RuntimeError):
         RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
     ],
 )
-def test_out_of_memory_advises_from_the_plan(plan: TrainingPlan, error: BaseException) -> None:
+def test_out_of_memory_names_the_three_mends_that_save_most(plan: TrainingPlan, error: BaseException) -> None:
+    plan = plan.model_copy(
+        update={
+            "model": plan.model.model_copy(
+                update={"source": ResolvedSource(uri="hf://acme/base-8B", kind="hf", location="acme/base-8B")}
+            )
+        }
+    )
     code, message = classify_error(error, plan)
     assert code == ExitCode.OUT_OF_MEMORY
-    assert "lower training.perDeviceBatchSize (now 2) and raise training.gradientAccumulation (now 2)" in message
-    assert "set training.gradientCheckpointing: true" in message
-    assert "lower training.maxLength (now 128)" in message
-    assert "use method.type: qlora (now lora)" in message
+    assert message.startswith("the host ran out of memory, a process needs about ")
+    mends = message.partition("; set ")[2].split("; or ")
+    assert len(mends) == 3 and mends[0].startswith("method.type: qlora (now lora), which saves about 2")
+    saved = [float(mend.split("about ")[1].split(" ")[0]) for mend in mends]
+    assert saved == sorted(saved, reverse=True)
+    halved = "training.perDeviceBatchSize: 1 (now 2) and training.gradientAccumulation: 4 (now 2), which saves about "
+    assert any(mend.startswith(halved) for mend in mends)
+
+
+def test_out_of_memory_with_a_model_of_unknown_size(plan: TrainingPlan) -> None:
+    _, message = classify_error(MemoryError(), plan)
+    assert message.startswith("the host ran out of memory; set training.perDeviceBatchSize: 1 (now 2) and ")
+    assert "; or training.gradientCheckpointing: true (now false)" in message
+    assert message.endswith(f"(what each saves is unknown for model.source {plan.model.source.uri})")
+
+
+def test_out_of_memory_goes_by_the_model_in_its_folder(tiny_model: Path, tmp_path: Path) -> None:
+    _, message = classify_error(MemoryError(), make_plan(tmp_path, tiny_model, tmp_path / "data.jsonl"))
+    assert "a process needs about 1.5 GiB" in message and "MiB" in message and "unknown" not in message
 
 
 def test_torch_really_raises_what_counts_as_out_of_memory(plan: TrainingPlan) -> None:

@@ -37,7 +37,7 @@ def test_each_level_changes_its_own_and_keeps_those_below(wasteful: TrainingPlan
     assert "training.fusedKernels" not in fields(two.steps, 1)
     assert fields(two.steps, 2) == {
         "training.gradientCheckpointing": True,
-        "training.batchSearch": True,
+        "training.autoFindBatchSize": True,
         "training.maxLength": 0,
     }
     three = apply_levels(wasteful, 3, frozenset(), None, None)
@@ -63,7 +63,7 @@ def test_what_the_person_wrote_is_never_changed(wasteful: TrainingPlan) -> None:
 def test_auto_goes_as_far_as_it_has_to(wasteful: TrainingPlan) -> None:
     assert SHAPE is not None
     before: set[str] = set()
-    for memory, highest in ((2000.0, 0), (80.0, 1), (24.0, 2), (8.0, 3)):
+    for memory, highest in ((2000.0, 0), (80.0, 1), (24.0, 2), (9.0, 3), (6.0, 4)):
         leveled = apply_levels(wasteful, "auto", frozenset(), SHAPE, memory)
         assert estimate(SHAPE, leveled.plan).gib <= USABLE_SHARE * memory
         assert max((step.level for step in leveled.steps), default=0) == highest, leveled.steps
@@ -93,6 +93,6 @@ def test_a_cpu_gets_nothing_that_needs_a_gpu(wasteful: TrainingPlan) -> None:
     training = wasteful.training.model_copy(update={"optimizer": "adamw_torch"})
     plan = wasteful.model_copy(update={"parallelism": parallelism, "training": training})
     leveled = apply_levels(plan, 4, frozenset(), None, None, kernels=True)
-    assert leveled.plan.training.precision == "fp32" and leveled.plan.training.optimizer == "adamw_torch"
+    assert leveled.plan.training.precision == "fp32" and leveled.plan.training.optimizer == "adamw_8bit"
     assert not leveled.plan.training.fused_kernels and not leveled.plan.training.activation_offload
     assert leveled.plan.parallelism == parallelism

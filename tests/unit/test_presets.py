@@ -21,7 +21,7 @@ LORA = MethodPlan(type="lora", lora=LoraPlan(rank=16, alpha=32, dropout=0.05, ta
         ("hf://Qwen/Qwen3-0.6B", 12, "lora"),
     ],
 )
-def test_the_base_is_quantised_only_where_it_has_to_be(model: str, memory: float, method: str) -> None:
+def test_the_base_is_quantised_only_where_it_has_to_be(model: str, memory: int, method: str) -> None:
     found = recommend(model, memory)
     assert found is not None and found.fits
     assert found.estimate.gib <= USABLE_SHARE * memory

@@ -105,6 +105,10 @@ def _needs_less(after: _Situation, before: _Situation) -> bool:
     return estimate(before.shape, after.plan).total < estimate(before.shape, before.plan).total
 
 
+_SPEC_NAMES = {"batch_search": "autoFindBatchSize"}
+"""Fields of the plan that a FineTuneJob has under another name."""
+
+
 def _list_steps(highest: int) -> Iterator[tuple[int, _Step]]:
     for level in range(1, highest + 1):
         for step in _LEVELS[level]:
@@ -116,7 +120,7 @@ def _change(situation: _Situation, section: str, reason: str, **values: Any) -> 
     part = getattr(situation.plan, section)
     changes = {}
     for name, value in values.items():
-        field = f"{section}.{type(part).model_fields[name].alias}"
+        field = f"{section}.{_SPEC_NAMES.get(name) or type(part).model_fields[name].alias}"
         if getattr(part, name) != value and field not in situation.given:
             changes[name] = Change(field, getattr(part, name), value)
     if not changes:
@@ -226,9 +230,10 @@ def _trim(situation: _Situation) -> _Taken | None:
 
 
 def _shrink_optimizer(situation: _Situation) -> _Taken | None:
-    if not _on_gpu(situation) or "adamw" not in situation.plan.training.optimizer:
+    if "adamw" not in situation.plan.training.optimizer:
         return None
-    return _change(situation, "training", "two bytes of state instead of eight", optimizer="paged_adamw_8bit")
+    optimizer = "paged_adamw_8bit" if _on_gpu(situation) else "adamw_8bit"
+    return _change(situation, "training", "two bytes of state instead of eight", optimizer=optimizer)
 
 
 def _offload(situation: _Situation) -> _Taken | None:

@@ -5,7 +5,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from finetune_api.memory import OFFLOADING_OBJECTIVES, find_search_refusal
-from finetune_api.packing import find_packing_refusal
+from finetune_api.packing import PackingSetting, find_packing_refusal
 from finetune_api.plan import ParallelismPlan, TrainingPlan
 from finetune_trainer.errors import InvalidInputError
 
@@ -81,15 +81,15 @@ def _build_engine(parallelism: ParallelismPlan) -> dict[str, Any]:
 
 
 def _require_packable(plan: TrainingPlan) -> None:
-    method, objective, streaming = plan.method.type, plan.objective.type, plan.dataset.streaming
+    settings: dict[PackingSetting, Any] = {}
     if plan.training.packing != "none":
-        refusal = find_packing_refusal("packing", method, objective, streaming)
-        if refusal is not None:
-            raise InvalidInputError(f"training.packing {plan.training.packing}: {refusal.reason}: {refusal.instead}")
+        settings["packing"] = plan.training.packing
     if plan.training.padding_free:
-        refusal = find_packing_refusal("paddingFree", method, objective, streaming)
+        settings["paddingFree"] = "true"
+    for setting, value in settings.items():
+        refusal = find_packing_refusal(setting, plan.method.type, plan.objective.type, plan.dataset.streaming)
         if refusal is not None:
-            raise InvalidInputError(f"training.paddingFree true: {refusal.reason}: {refusal.instead}")
+            raise InvalidInputError(f"training.{setting} {value}: {refusal.reason}: {refusal.instead}")
 
 
 def _require_machine(plan: TrainingPlan) -> None:
@@ -112,4 +112,4 @@ def _require_machine(plan: TrainingPlan) -> None:
         )
     refusal = find_search_refusal(plan.objective.type, plan.parallelism.strategy, plan.dataset.streaming)
     if training.batch_search and refusal is not None:
-        raise InvalidInputError(f"training.perDeviceBatchSize auto: {refusal}: use a number")
+        raise InvalidInputError(f"training.autoFindBatchSize true: {refusal}: leave it out")
