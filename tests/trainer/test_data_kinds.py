@@ -10,9 +10,9 @@ import pytest
 
 from finetune_api.objectives import ObjectiveType
 from finetune_api.plan import TrainingPlan
-from finetune_trainer.data.prepare import PreparedData, load_data, prepare_data
+from finetune_trainer.data.prepare import PreparedData
 from finetune_trainer.errors import InvalidInputError
-from tests.trainer import templates
+from tests.trainer import preparing, templates
 
 MORE = " Please tell me all about it, and why."
 
@@ -49,14 +49,12 @@ def prepare(make: Callable[..., TrainingPlan], tokenizer: Any, tmp_path: Path, w
     """``prepare(objective, rows)``: prepared as for training, without a validation split."""
 
     def run(objective: ObjectiveType, rows: list[dict[str, Any]], **changes: Any) -> PreparedData:
-        file = tmp_path / "rows.jsonl"
-        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        file = preparing.write_rows(tmp_path / "rows.jsonl", rows)
         used = changes.pop("tokenizer", tokenizer)
-        dataset = {"validation_fraction": None, **changes.pop("dataset", {})}
-        plan = make(data=file, objective={"type": objective}, dataset=dataset, **changes)
-        return load_data(
-            plan, prepare_data(plan, plan.model.source.location, used, lambda _, text: warnings.append(text))
-        )
+        dataset = {"validation_fraction": None}
+        data, told = preparing.prepare(make(data=file, objective={"type": objective}, dataset=dataset, **changes), used)
+        warnings.extend(text for _, text in told)
+        return data
 
     return run
 

@@ -179,6 +179,12 @@ class Encoder:
             raise InvalidInputError(
                 f"the chat template refuses a conversation of {roles}: {error}; mend the rows or set model.chatTemplate"
             ) from error
+        unseen = [name for name in _list_functions(messages, tools) if name not in text]
+        if unseen:
+            raise InvalidInputError(
+                f"the chat template writes nothing of the function {unseen[0]}, which the rows' tools or tool calls name: "
+                "set model.chatTemplate to one with tools, or leave them out of the rows"
+            )
         return str(text)
 
     def _render_spans(self, example: Conversation, turns: list[int], length: int) -> _Rendering:
@@ -250,6 +256,12 @@ class Encoder:
             return set()
         special = {token_id for token_id, token in self._tokenizer.added_tokens_decoder.items() if token.special}
         return special.intersection(self._token_ids(text.rpartition(_MARK)[2], plain=False))
+
+
+def _list_functions(messages: list[Message], tools: list[Any] | None) -> list[str]:
+    """Names of the functions that are offered or called."""
+    functions = [*(tools or []), *(call for message in messages for call in message.get("tool_calls", []))]
+    return [str(function.get("function", function).get("name", "")) for function in functions]
 
 
 def _common_length(one: Sequence[object], other: Sequence[object]) -> int:

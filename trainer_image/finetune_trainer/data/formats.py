@@ -211,6 +211,8 @@ def _parse_messages(fields: dict[str, Any], field: str, messages: object) -> lis
         if "content" not in message and "tool_calls" not in message:
             raise RowProblemError(f"field {field}[{index}].content is missing")
         message.setdefault("content", "")
+        if "tool_calls" in message:
+            message["tool_calls"] = _parse_calls(message["tool_calls"], f"{field}[{index}].tool_calls")
         if not isinstance(message["content"], str):
             raise RowProblemError(f"field {field}[{index}].content is a {type(message['content']).__name__}, not text")
         parsed.append(message)
@@ -221,13 +223,36 @@ def _parse_tools(fields: dict[str, Any]) -> list[Any] | None:
     """The functions that the assistant may call, as a list or as JSON text of one."""
     tools = fields.get("tools") or None
     if isinstance(tools, str):
-        try:
-            tools = json.loads(tools) or None
-        except json.JSONDecodeError as error:
-            raise RowProblemError(f"field tools is text and not JSON: {error.msg} at column {error.colno}") from error
+        tools = _load_json(tools, "tools") or None
     if tools is not None and not isinstance(tools, list):
         raise RowProblemError(f"field tools is a {type(tools).__name__}, not a list")
     return tools
+
+
+def _parse_calls(calls: object, where: str) -> list[dict[str, Any]]:
+    """Tool calls as chat templates read them: the arguments an object, which OpenAI's interface gives as JSON text."""
+    if not isinstance(calls, list):
+        raise RowProblemError(f"field {where} is a {type(calls).__name__}, not a list")
+    parsed = []
+    for index, call in enumerate(calls):
+        function = call.get("function", call) if isinstance(call, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise RowProblemError(f"field {where}[{index}] names no function")
+        arguments = function.get("arguments") or {}
+        if isinstance(arguments, str):
+            arguments = _load_json(arguments, f"{where}[{index}].arguments")
+        if not isinstance(arguments, dict):
+            raise RowProblemError(f"field {where}[{index}].arguments is a {type(arguments).__name__}, not an object")
+        identity = {"id": call["id"]} if "id" in call else {}
+        parsed.append({**identity, "type": "function", "function": {"name": function["name"], "arguments": arguments}})
+    return parsed
+
+
+def _load_json(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise RowProblemError(f"field {where} is text and not JSON: {error.msg} at column {error.colno}") from error
 
 
 def _conversation(fields: dict[str, Any], field: str, messages: list[Message], prompt_length: int = 0) -> Conversation:
@@ -244,7 +269,9 @@ def _parse_sharegpt(fields: dict[str, Any]) -> Example:
     turns = fields.get("conversations")
     if not isinstance(turns, list) or not turns:
         raise RowProblemError("field conversations is not a list of turns with at least one")
-    messages = [{"role": "system", "content": _text(fields, "system")}] if fields.get("system") else []
+    messages: list[Message] = []
+    if fields.get("system"):
+        messages.append({"role": "system", "content": _text(fields, "system")})
     for index, turn in enumerate(turns):
         if not isinstance(turn, dict):
             raise RowProblemError(f"field conversations[{index}] is a {type(turn).__name__}, not an object")
@@ -256,7 +283,13 @@ def _parse_sharegpt(fields: dict[str, Any]) -> Example:
             )
         if not isinstance(value, str):
             raise RowProblemError(f"field conversations[{index}].value is missing or not text")
-        messages.append({"role": role, "content": value})
+        if speaker == "function_call":
+            where = f"conversations[{index}].value"
+            calls = _load_json(value, where)
+            calls = _parse_calls(calls if isinstance(calls, list) else [calls], where)
+            messages.append({"role": role, "content": "", "tool_calls": calls})
+        else:
+            messages.append({"role": role, "content": value})
     return _conversation(fields, "conversations", messages)
 
 

@@ -35,7 +35,7 @@ def read_rows(source: ResolvedSource, split: str) -> Iterator[RawRow]:
     """
     if source.kind == "hf":
         for number, fields in enumerate(_load_hub(source, split), start=1):
-            yield RawRow(source.location, number, _without_nulls(fields))
+            yield _arrow_row(source.location, number, fields)
         return
     path = _find_path(source)
     if path.is_dir():
@@ -60,8 +60,12 @@ def _find_path(source: ResolvedSource) -> Path:
     return path
 
 
-def _without_nulls(value: Any) -> Any:
+def _arrow_row(file: str, number: int, fields: dict[str, Any]) -> RawRow:
     """Arrow gives every object the keys of all others, with nulls: a tool's schema would name the other tools' fields."""
+    return RawRow(file, number, {name: _without_nulls(value) for name, value in fields.items()})
+
+
+def _without_nulls(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _without_nulls(inner) for key, inner in value.items() if inner is not None}
     return [_without_nulls(inner) for inner in value] if isinstance(value, list) else value
@@ -90,7 +94,7 @@ def _read_folder(source: ResolvedSource, folder: Path, split: str) -> Iterator[R
                 raise InvalidInputError(f"dataset {source.uri}: no split {split!r}, it has {', '.join(sorted(saved))}")
             saved = saved[split]
         for number, fields in enumerate(saved, start=1):
-            yield RawRow(folder.name, number, _without_nulls(fields))
+            yield _arrow_row(folder.name, number, fields)
         return
     files = sorted(file for file in folder.iterdir() if file.suffix in SUFFIXES)
     if not files:
@@ -173,7 +177,7 @@ def _read_parquet(path: Path) -> Iterator[RawRow]:
     for batch in table.iter_batches():
         for fields in batch.to_pylist():
             number += 1
-            yield RawRow(path.name, number, _without_nulls(fields))
+            yield _arrow_row(path.name, number, fields)
 
 
 def _read_text(path: Path) -> Iterator[RawRow]:
