@@ -12,7 +12,7 @@ from finetune_api import kubernetes as k8s
 from finetune_api import spec
 from finetune_operator.spec.fields import Shape, parse_shape, read_bounds
 
-_NAMES = ("data", "more", "shm")
+_NAMES = ("data", "more", "shm", "reward")
 _POOLS: dict[str, tuple[str, ...]] = {
     k8s.DNS_LABEL_PATTERN: _NAMES,
     k8s.DNS_SUBDOMAIN_PATTERN: (*_NAMES, "a.b-c"),
@@ -33,6 +33,9 @@ _POOLS: dict[str, tuple[str, ...]] = {
     ),
     spec.DATASET_SOURCE_PATTERN: ("hf://org/rows", "pvc://data", "configMap://data/train.jsonl"),
     spec.DESTINATION_PATTERN: ("pvc://data/out", "file:///data/out", "file:///data", "file:///elsewhere"),
+    spec.HARNESS_TASK_PATTERN: ("hellaswag", "file:///tasks/own.yaml"),
+    spec.HUB_REPO_PATTERN: ("org/name",),
+    spec.FIGURE_PATTERN: ("loss", "eval_loss", "harness/hellaswag/acc"),
     spec.REWARD_FUNCTION_PATTERN: ("exact-match", "my_rewards:score"),
 }
 _MODULES = ("all-linear", "q_proj", "v_proj")

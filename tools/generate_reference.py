@@ -44,6 +44,13 @@ COMPANIONS: tuple[Object, ...] = (
     {"objective": {"type": "dpo", "losses": ["hinge"]}},
     {"objective": {"type": "grpo", "rewardFunctions": ["number-match"]}},
     {"resources": {"gpu": {"count": 2}}},
+    {"output": {"artifacts": ["gguf"]}},
+    {"evaluation": {"harness": {"tasks": ["arc_challenge"]}}},
+    {"evaluation": {"gates": [{"metric": "bleu", "op": ">", "value": 1}]}},
+    {"evaluation": {"gates": [{"metric": "bleu", "op": ">", "versusBase": 1}]}},
+    {"dataset": {"mixtures": [{"source": "hf://org/more", "weight": 1}]}},
+    {"output": {"pushToHub": {"repo": "org/name", "tokenSecretRef": {"name": "other", "key": "other"}}}},
+    {"model": {"source": "hf://Qwen/Qwen3-8B"}},
     *({"resources": {"gpu": {"count": 2}}, "parallelism": {"strategy": each}} for each in STRATEGIES),
     {"model": {"cache": {"size": "10Gi"}}},
     {"resources": {"gpu": {"count": 0}}},
@@ -113,16 +120,21 @@ def _list_values(field: FieldInfo, shape: Shape) -> list[Any]:
 
 
 def _nest(path: str, value: Any) -> Object:
+    """A list of objects (``[]``) has one entry here, a tuple to be merged with the one that is there."""
     head, _, rest = path.partition(".")
-    return {head: _nest(rest, value) if rest else value}
+    below = _nest(rest, value) if rest else value
+    return {head.removesuffix("[]"): (below,) if head.endswith("[]") else below}
 
 
 def _merge(one: Object, other: Object) -> Object:
     merged = copy.deepcopy(one)
     for key, value in other.items():
-        merged[key] = (
-            _merge(merged[key], value) if isinstance(merged.get(key), dict) and isinstance(value, dict) else value
-        )
+        if isinstance(value, tuple):
+            merged[key] = [_merge(old, new) for old, new in zip(merged.get(key, [{}]), value, strict=True)]
+        elif isinstance(merged.get(key), dict) and isinstance(value, dict):
+            merged[key] = _merge(merged[key], value)
+        else:
+            merged[key] = value
     return merged
 
 

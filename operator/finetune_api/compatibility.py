@@ -2,6 +2,7 @@
 CEL expression that refuses the same in the API server (generated into the CRD). A test holds both against each other.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,10 +11,12 @@ from pydantic.alias_generators import to_snake
 
 from finetune_api import matrix, methods, objectives
 from finetune_api.kubernetes import LabelSelectorRequirement, NodeSelectorRequirement, Volume, parse_quantity
+from finetune_api.memory import OFFLOADING_OBJECTIVES, find_search_refusal
 from finetune_api.methods import METHODS
 from finetune_api.model_base import ApiModel
 from finetune_api.names import ENV_HF_TOKEN, ENV_WANDB_API_KEY, GPU_PRODUCT_LABEL, PLAN_DIRECTORY
 from finetune_api.objectives import OBJECTIVES
+from finetune_api.packing import PackingSetting, find_packing_refusal
 from finetune_api.spec import FineTuneJobSpec, Generation, Method, Objective
 from finetune_api.strategies import STRATEGIES
 
@@ -23,6 +26,12 @@ Hit = tuple[str, Any]
 RESERVED_VOLUMES = frozenset({"plan", "output", "model", "dataset", "validation", "cache", "shm", "tmp"})
 RESERVED_MOUNTS = (PLAN_DIRECTORY, "/mnt/finetune", "/dev/shm", "/tmp")
 RESERVED_ENV_PREFIX = "FINETUNE_"
+SOURCE_SLOTS: dict[str, Callable[[FineTuneJobSpec], str | None]] = {
+    "adapter": lambda s: s.method.resume_adapter,
+    "reference": lambda s: s.objective.reference_model,
+    "reward": lambda s: s.objective.reward_model,
+}
+"""Volumes that only some jobs have: of these their names are taken."""
 SECRET_ENV = {
     ENV_HF_TOKEN: "model.tokenSecretRef",
     "HUGGING_FACE_HUB_TOKEN": "model.tokenSecretRef",
@@ -40,6 +49,12 @@ GROUPED: list[objectives.ObjectiveType] = ["grpo", "rloo"]
 RANK = 16
 """Of low-rank adapters when the job says none."""
 OFFLOADED = ("optimizer", "parameters")
+SEARCHED = [name for name in OBJECTIVES if find_search_refusal(name, "single", False) is None]
+SEARCHING = [name for name in STRATEGIES if find_search_refusal("sft", name, False) is None]
+"""Objectives and strategies whose batch size can be found by trying."""
+CLASSIFYING = [name for name, objective in OBJECTIVES.items() if objective.classifies]
+CACHED: list[methods.MethodType] = ["prefix", "p-tuning-v2"]
+"""Methods whose virtual tokens are a cache of keys and values."""
 ON_GPU = ["adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit"]
 """Optimisers of bitsandbytes."""
 SHARING = [name for name, strategy in STRATEGIES.items() if strategy.engine != "none"]
@@ -244,6 +259,38 @@ def _batch_division(spec: FineTuneJobSpec) -> Iterator[Hit]:
         yield "training.globalBatchSize", rows
 
 
+def _mixture_splits(spec: FineTuneJobSpec) -> Iterator[Hit]:
+    for index, mixture in enumerate(spec.dataset.mixtures or ()):
+        if mixture.split is not None and not mixture.source.startswith("hf://"):
+            yield f"dataset.mixtures[{index}].split", mixture.split
+
+
+def _mixture_formats(spec: FineTuneJobSpec) -> Iterator[Hit]:
+    for index, mixture in enumerate(spec.dataset.mixtures or ()):
+        if mixture.format not in ("auto", *OBJECTIVES[spec.objective.type].formats):
+            yield f"dataset.mixtures[{index}].format", mixture.format
+
+
+def _gate_bounds(spec: FineTuneJobSpec) -> Iterator[Hit]:
+    for index, gate in enumerate(spec.evaluation.gates or ()):
+        if (gate.value is None) == (gate.versus_base is None):
+            yield f"evaluation.gates[{index}]", gate.metric
+
+
+def _source_volumes(spec: FineTuneJobSpec) -> Iterator[Hit]:
+    taken = {slot for slot, source in SOURCE_SLOTS.items() if source(spec) is not None}
+    for index, volume in enumerate(spec.pod_template.volumes or ()):
+        if volume.name in taken or (spec.dataset.mixtures and volume.name.startswith("mixture-")):
+            yield f"podTemplate.volumes[{index}].name", volume.name
+
+
+def _searchable(spec: FineTuneJobSpec) -> bool:
+    strategy = spec.parallelism.strategy
+    return spec.objective.type in SEARCHED and (
+        count_processes(spec) == 1 if strategy is None else strategy in SEARCHING
+    )
+
+
 def _alike_answers(spec: FineTuneJobSpec) -> Iterator[Hit]:
     training = spec.training
     rows, share, batches = training.global_batch_size, training.per_device_batch_size, training.gradient_accumulation
@@ -321,6 +368,19 @@ def _build_format_rule(objective: objectives.ObjectiveType) -> Rule:
     )  # fmt: skip
 
 
+def _build_packing_rule(setting: PackingSetting, written: Callable[[FineTuneJobSpec], Any], cel: str) -> Rule:
+    """``cel``: holds when the setting is off."""
+    apart = [name for name in METHODS if find_packing_refusal(setting, name, "sft", False) is None]
+    whole = [name for name in OBJECTIVES if find_packing_refusal(setting, "lora", name, False) is None]
+    return Rule(
+        setting,
+        _When(lambda s: bool(written(s)) and not (s.method.type in apart and s.objective.type in whole), f"training.{setting}", written),
+        f"{setting} puts rows into one sequence, which takes an objective of single rows ({', '.join(whole)}) and a method that keeps position ids (not {', '.join(name for name in METHODS if name not in apart)})",
+        "leave it out, or choose such an objective and method",
+        "", f"{cel} || (self.method.type in {apart} && self.objective.type in {whole})",
+    )  # fmt: skip
+
+
 def _build_matrix_rule(exclusion: matrix.Exclusion) -> Rule:
     """One reason of the table method x objective x strategy. It names what is easiest to choose otherwise."""
     axes = {
@@ -389,6 +449,58 @@ RULES: tuple[Rule, ...] = (
         "there is no validation data to evaluate on",
         "set dataset.validation.fraction (such as 0.1) or dataset.validation.source",
         "", "!has(self.evaluation.everySteps) || has(self.dataset.validation)",
+    ),
+    Rule(
+        "metrics-need-data",
+        _When(lambda s: s.evaluation.metrics is not None and s.dataset.validation is None, "evaluation.metrics", lambda s: s.evaluation.metrics),
+        "there are no validation rows to measure them on",
+        "set dataset.validation.fraction (such as 0.1) or dataset.validation.source",
+        "", "!has(self.evaluation.metrics) || has(self.dataset.validation)",
+    ),
+    Rule(
+        "best-needs-data",
+        _When(lambda s: s.checkpoint.keep_best and s.dataset.validation is None, "checkpoint.keepBest", lambda s: True),
+        "without validation data no checkpoint is the best",
+        "set dataset.validation.fraction (such as 0.1) or dataset.validation.source",
+        "", "!self.checkpoint.keepBest || has(self.dataset.validation)",
+    ),
+    Rule(
+        "stopping-needs-data",
+        _When(lambda s: s.training.early_stopping is not None and s.dataset.validation is None, "training.earlyStopping", lambda s: _dump(s.training.early_stopping)),
+        "without validation data nobody knows when it stops to improve",
+        "set dataset.validation.fraction (such as 0.1) or dataset.validation.source",
+        "", "!has(self.training.earlyStopping) || has(self.dataset.validation)",
+    ),
+    Rule(
+        "gate-one-of",
+        _gate_bounds,
+        "a gate needs exactly one of value and versusBase",
+        "set value to a figure, or versusBase to a difference from the base model's",
+        "evaluation", "!has(self.gates) || self.gates.all(g, has(g.value) != has(g.versusBase))",
+        names="evaluation.gates",
+    ),
+    Rule(
+        "cleaning-lengths",
+        _When(lambda s: (s.dataset.cleaning.min_length or 0) > (s.dataset.cleaning.max_length or math.inf), "dataset.cleaning.minLength", lambda s: s.dataset.cleaning.min_length),
+        "no row is longer than minLength and shorter than maxLength",
+        "lower minLength, or raise maxLength",
+        "dataset.cleaning", "!has(self.minLength) || !has(self.maxLength) || self.minLength <= self.maxLength",
+    ),
+    Rule(
+        "mixture-format",
+        _mixture_formats,
+        "rows of this format are not what the objective learns from",
+        "use a format that dataset.format may have for the objective",
+        "", "!has(self.dataset.mixtures) || self.dataset.mixtures.all(m, " + " && ".join(f"(!(self.objective.type in {[name for name, each in OBJECTIVES.items() if each.rows == rows]}) || m.format in {['auto', *formats]})" for rows, formats in objectives.FORMATS.items()) + ")",
+        names="dataset.mixtures",
+    ),
+    Rule(
+        "mixture-hub-only",
+        _mixture_splits,
+        "only hub sources (hf://) of mixtures have splits",
+        "drop it, or use an hf:// source",
+        "dataset", "!has(self.mixtures) || self.mixtures.all(m, !has(m.split) || m.source.startsWith('hf://'))",
+        names="dataset.mixtures",
     ),
     Rule(
         "cache-one-of",
@@ -549,6 +661,64 @@ RULES: tuple[Rule, ...] = (
         "bitsandbytes' optimisers don't know the sharded tensors of fsdp",
         "use adamw_torch_fused, or set parallelism.strategy to zero3",
         "", f"!has(self.parallelism.strategy) || self.parallelism.strategy != 'fsdp' || !has(self.training.optimizer) || !(self.training.optimizer in {ON_GPU})",
+    ),
+    _build_packing_rule("packing", lambda s: s.training.packing if s.training.packing != "none" else None, "self.training.packing == 'none'"),
+    _build_packing_rule("paddingFree", lambda s: s.training.padding_free or None, "!self.training.paddingFree"),
+    Rule(
+        "batch-search",
+        _When(lambda s: s.training.auto_find_batch_size is True and not _searchable(s), "training.autoFindBatchSize", lambda s: True),
+        f"a batch can be tried for {', '.join(SEARCHED)}, on one process or with parallelism.strategy {' or '.join(SEARCHING[1:])}",
+        "leave it out, and lower perDeviceBatchSize if need be",
+        "", f"!has(self.training.autoFindBatchSize) || !self.training.autoFindBatchSize || (self.objective.type in {SEARCHED} && (has(self.parallelism.strategy) ? self.parallelism.strategy in {SEARCHING} : {_PROCESSES} == 1))",
+    ),
+    Rule(
+        "cpu-activations",
+        _When(lambda s: s.training.activation_offload is True and s.resources.gpu.count == 0, "training.activationOffload", lambda s: True),
+        "without a GPU the activations are in host memory already",
+        "leave it out",
+        "", "self.resources.gpu.count > 0 || !has(self.training.activationOffload) || !self.training.activationOffload",
+    ),
+    Rule(
+        "offloading-objectives",
+        _When(lambda s: s.training.activation_offload is True and s.objective.type not in OFFLOADING_OBJECTIVES, "training.activationOffload", lambda s: True),
+        f"only the trainers of {', '.join(OFFLOADING_OBJECTIVES)} can",
+        "use training.gradientCheckpointing",
+        "", f"!has(self.training.activationOffload) || !self.training.activationOffload || self.objective.type in {list(OFFLOADING_OBJECTIVES)}",
+    ),
+    Rule(
+        "cached-checkpointing",
+        _When(lambda s: s.method.type in CACHED and s.training.gradient_checkpointing is True, "training.gradientCheckpointing", lambda s: True),
+        f"the virtual tokens of {' and '.join(CACHED)} are a cache of keys and values, which recomputing does without",
+        "leave it out, or use method.type p-tuning",
+        "", f"!(self.method.type in {CACHED}) || !has(self.training.gradientCheckpointing) || !self.training.gradientCheckpointing",
+    ),
+    Rule(
+        "cpu-kernels",
+        _When(lambda s: s.training.fused_kernels is True and s.resources.gpu.count == 0, "training.fusedKernels", lambda s: True),
+        "the kernels run on GPUs only",
+        "leave it out",
+        "", "self.resources.gpu.count > 0 || !has(self.training.fusedKernels) || !self.training.fusedKernels",
+    ),
+    Rule(
+        "gguf-answers",
+        _When(lambda s: s.objective.type in CLASSIFYING and "gguf" in (s.output.artifacts or ()), "output.artifacts", lambda s: s.output.artifacts),
+        f"what {', '.join(CLASSIFYING)} trains scores instead of writing, which GGUF files don't",
+        "use [adapter], [merged] or both",
+        "", f"!(self.objective.type in {CLASSIFYING}) || !has(self.output.artifacts) || !('gguf' in self.output.artifacts)",
+    ),
+    Rule(
+        "gguf-is-made",
+        _When(lambda s: s.output.gguf is not None and "gguf" not in (s.output.artifacts or ()), "output.gguf", lambda s: _dump(s.output.gguf)),
+        "no GGUF file is made",
+        "add gguf to output.artifacts, or drop it",
+        "output", "!has(self.gguf) || (has(self.artifacts) && 'gguf' in self.artifacts)",
+    ),
+    Rule(
+        "one-hub-token",
+        _When(lambda s: s.output.push_to_hub is not None and s.model.token_secret_ref is not None and s.model.token_secret_ref != s.output.push_to_hub.token_secret_ref, "output.pushToHub.tokenSecretRef", lambda s: s.output.push_to_hub.token_secret_ref.name),
+        "differs from model.tokenSecretRef, and the run has one token of the hub",
+        "name the same Secret and key, with a token that may read the model and write the repository",
+        "", "!has(self.output.pushToHub) || !has(self.model.tokenSecretRef) || (self.output.pushToHub.tokenSecretRef.name == self.model.tokenSecretRef.name && self.output.pushToHub.tokenSecretRef.key == self.model.tokenSecretRef.key)",
     ),
     Rule(
         "no-adapter-to-export",
@@ -727,6 +897,14 @@ RULES: tuple[Rule, ...] = (
         "the volume's name is taken (twice in the list, or the operator's own: " + ", ".join(sorted(RESERVED_VOLUMES)) + ")",
         "choose another name",
         "podTemplate", f"!has(self.volumes) || self.volumes.all(v, !(v.name in {sorted(RESERVED_VOLUMES)}) && self.volumes.exists_one(w, w.name == v.name))",
+        names="podTemplate.volumes",
+    ),
+    Rule(
+        "volume-sources",
+        _source_volumes,
+        "the volume's name is that of a source of this job (adapter, reference, reward, mixture-0, ...)",
+        "name it otherwise",
+        "", "!has(self.podTemplate.volumes) || self.podTemplate.volumes.all(v, !(has(self.method.resumeAdapter) && v.name == 'adapter') && !(has(self.objective.referenceModel) && v.name == 'reference') && !(has(self.objective.rewardModel) && v.name == 'reward') && !(has(self.dataset.mixtures) && v.name.startsWith('mixture-')))",
         names="podTemplate.volumes",
     ),
     Rule(

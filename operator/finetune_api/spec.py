@@ -30,7 +30,7 @@ from finetune_api.methods import MethodType
 from finetune_api.model_base import ApiModel
 from finetune_api.names import GPU_RESOURCE
 from finetune_api.objectives import DpoLoss, ObjectiveType
-from finetune_api.plan import Artifact, DatasetFormat, Dtype, Tracker
+from finetune_api.plan import Artifact, DatasetFormat, Dtype, GgufType, TextMetric, Tracker
 from finetune_api.strategies import StrategyType
 
 _CLAIM = r"pvc://[a-z0-9]([-a-z0-9.]*[a-z0-9])?(/[^\x00-\x20:]*)?"
@@ -42,6 +42,9 @@ MODEL_SOURCE_PATTERN = f"^({_HUB}|{_CLAIM}|{_FILE}|{_PACKAGE})$"
 DATASET_SOURCE_PATTERN = f"^({_HUB}|{_CLAIM}|{_FILE}|{_PACKAGE}|{_CONFIG_MAP})$"
 IMAGE_PATTERN = r"^[^\x00-\x20]+$"
 REWARD_FUNCTION_PATTERN = r"^[A-Za-z_][A-Za-z0-9_.-]*(:[A-Za-z_][A-Za-z0-9_]*)?$"
+HARNESS_TASK_PATTERN = r"^(file:///[^\x00-\x20:]+|[A-Za-z0-9][A-Za-z0-9_.,/-]*)$"
+HUB_REPO_PATTERN = r"^[A-Za-z0-9][-A-Za-z0-9_.]*/[A-Za-z0-9][-A-Za-z0-9_.]*$"
+FIGURE_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.,/-]*$"
 DESTINATION_PATTERN = f"^({_CLAIM}|{_FILE})$"
 
 ModelSource = Annotated[str, StringConstraints(pattern=MODEL_SOURCE_PATTERN, max_length=1024)]
@@ -103,6 +106,34 @@ class Validation(ApiModel):
     """Share of the training rows, split off by training.seed."""
 
 
+class Cleaning(ApiModel):
+    """Which rows are left out before training; a report in the log says how many and why."""
+
+    dedup: Literal["none", "exact", "minhash"] = Field(default="none", examples=["minhash"])
+    """exact: of rows of the same text one is kept. minhash: of nearly the same text too."""
+    threshold: Annotated[float, Field(gt=0, le=1)] = Field(default=0.85, examples=[0.9])
+    """minhash: share of common word 5-grams from which on two rows are the same."""
+    min_length: Annotated[int, Field(ge=1, le=4_194_304)] | None = Field(default=None, examples=[16])
+    """Rows of fewer tokens are left out."""
+    max_length: Annotated[int, Field(ge=1, le=4_194_304)] | None = Field(default=None, examples=[4096])
+    """Rows of more tokens are left out, instead of cut."""
+
+
+class Mixture(ApiModel):
+    """Another source whose rows are mixed into the training rows, such as general data against forgetting."""
+
+    source: DatasetSource = Field(examples=["pvc://data/general.jsonl"])
+    """As dataset.source."""
+    split: Annotated[str, StringConstraints(min_length=1, max_length=255)] | None = Field(
+        default=None, examples=["train_sft"]
+    )
+    """Split of a hub dataset; train when absent."""
+    format: DatasetFormat = Field(default="auto", examples=["chatml"])
+    """As dataset.format."""
+    weight: Annotated[float, Field(gt=0, le=100)] = Field(examples=[0.2])
+    """Rows of it for each row of dataset.source, on average."""
+
+
 class Dataset(ApiModel):
     """The training data."""
 
@@ -126,6 +157,12 @@ class Dataset(ApiModel):
     """Absent: no validation."""
     max_samples: Annotated[int, Field(ge=1, le=1_000_000_000)] | None = Field(default=None, examples=[10000])
     """Use only the first so many training rows."""
+    cleaning: Cleaning = Cleaning()
+    """Which rows are left out."""
+    mixtures: Annotated[list[Mixture], Field(min_length=1, max_length=8)] | None = Field(
+        default=None, examples=[[{"source": "pvc://data/general.jsonl", "weight": 0.2}]]
+    )
+    """Further sources mixed into the training rows."""
 
 
 class Quantization(ApiModel):
@@ -274,6 +311,19 @@ class Parallelism(ApiModel):
     """fsdp: full shares everything among all processes, as when absent; hybrid among those of a node, which holds a whole."""
 
 
+class EarlyStopping(ApiModel):
+    """Ends the training when it no longer improves."""
+
+    metric: Annotated[str, StringConstraints(pattern=FIGURE_PATTERN, max_length=255)] = Field(
+        default="eval_loss", examples=["eval_loss"]
+    )
+    """Figure of the evaluation on the validation data; one that ends in loss is to fall, any other to rise."""
+    patience: Annotated[int, Field(ge=1, le=1000)] = Field(default=3, examples=[3])
+    """Evaluations in a row without an improvement."""
+    min_delta: Annotated[float, Field(ge=0, le=1000)] = Field(default=0.0, examples=[0.001])
+    """What counts as an improvement is more than this."""
+
+
 class Training(ApiModel):
     """Hyperparameters, by the names of Hugging Face's TrainingArguments where there is one."""
 
@@ -297,8 +347,24 @@ class Training(ApiModel):
     """Batches added up before an optimiser step; what globalBatchSize needs when absent."""
     global_batch_size: Annotated[int, Field(ge=1, le=1_000_000)] | None = Field(default=None, examples=[16])
     """Rows an optimiser step sees, all devices together; 16 when absent, rounded up to what the devices give."""
-    max_length: Annotated[int, Field(ge=16, le=4_194_304)] = Field(default=2048, examples=[2048])
-    """Most tokens a row may have; longer ones are cut."""
+    auto_find_batch_size: bool | None = Field(default=None, examples=[True])
+    """Halve perDeviceBatchSize (and double gradientAccumulation) before the first step until it fits the memory. False when absent."""
+    max_length: Annotated[int, Field(ge=16, le=4_194_304)] | None = Field(default=None, examples=[2048])
+    """Most tokens a row may have; longer ones are cut. 2048 when absent; from memory.optimization 2 on what 95 of 100 rows stay below."""
+    packing: Literal["none", "bfd"] = Field(default="none", examples=["bfd"])
+    """bfd: short rows share sequences of maxLength tokens (best-fit decreasing), each seeing only itself."""
+    padding_free: bool = False
+    """The rows of a batch stand in one sequence without padding, each seeing only itself."""
+    neftune_alpha: Annotated[float, Field(gt=0, le=1000)] | None = Field(default=None, examples=[5])
+    """Noise on the embeddings against overfitting (NEFTune, Jain et al. 2023); none when absent."""
+    early_stopping: EarlyStopping | None = None
+    """Absent: the training runs to its end."""
+    activation_offload: bool | None = Field(default=None, examples=[True])
+    """Activations wait for the backward pass in host memory. False when absent."""
+    fused_kernels: bool | None = Field(default=None, examples=[True])
+    """Fused GPU kernels for norms, rotary embeddings and MLP, if the trainer image has them (Liger). False when absent."""
+    data_loader_workers: Annotated[int, Field(ge=0, le=64)] | None = Field(default=None, examples=[2])
+    """Processes that collate the next batches of each rank; 0 when absent: the training process itself."""
     gradient_checkpointing: bool | None = Field(default=None, examples=[True])
     """Recompute activations in the backward pass: less memory, about a third more time. True on a GPU, false on a CPU when absent."""
     optimizer: (
@@ -324,6 +390,13 @@ class Training(ApiModel):
     """Report every so many steps."""
 
 
+class Memory(ApiModel):
+    """How the plan is fitted to the GPU's memory."""
+
+    optimization: Annotated[int, Field(ge=0, le=4)] | None = Field(default=None, examples=[2])
+    """Each level with those below it. 0: nothing is changed. 1 costs nothing: attention without scores, fused kernels, 16 bits. 2 costs time: gradient checkpointing, a batch that fits, maxLength by the data. 3 costs some quality: 4 bits, fewer adapters, an 8-bit optimiser, activation offload. 4 costs traffic: sharing out. What you wrote yourself stays. When absent, as much as resources.gpu.memoryGiB makes necessary."""
+
+
 class Gpu(ApiModel):
     """GPUs of the pod."""
 
@@ -331,6 +404,8 @@ class Gpu(ApiModel):
     """GPUs; one process each. 0: train on the CPU."""
     product: LabelValue | None = Field(default=None, examples=["NVIDIA-A100-SXM4-80GB"])
     """Run only on nodes whose label nvidia.com/gpu.product (GPU feature discovery) has this value."""
+    memory_gib: Annotated[int, Field(ge=1, le=1024)] | None = Field(default=None, alias="memoryGiB", examples=[80])
+    """Memory of one GPU, which lets the strategy and memory.optimization be chosen by it."""
     resource_name: Annotated[str, StringConstraints(pattern=RESOURCE_NAME_PATTERN, min_length=1, max_length=253)] = (
         Field(default=GPU_RESOURCE, examples=[GPU_RESOURCE, "nvidia.com/mig-3g.40gb"])
     )
@@ -389,12 +464,43 @@ class Checkpoint(ApiModel):
     """Save every so many steps; at each epoch's end when absent."""
     keep: Annotated[int, Field(ge=1, le=1000)] = Field(default=2, examples=[2])
     """Newest checkpoints kept."""
+    keep_best: bool = False
+    """Keep the checkpoint of the lowest validation loss too, and export its weights instead of the last."""
     resume: Literal["auto", "never"] = Field(default="auto", examples=["auto"])
     """auto: a restarted run goes on from the newest complete checkpoint of this job."""
 
 
+class Harness(ApiModel):
+    """Tasks of EleutherAI's lm-evaluation-harness on the trained model."""
+
+    tasks: Annotated[
+        list[Annotated[str, StringConstraints(pattern=HARNESS_TASK_PATTERN, max_length=1024)]],
+        Field(min_length=1, max_length=32),
+    ] = Field(examples=[["hellaswag", "arc_challenge"]])
+    """Names of its tasks, or file:///path.yaml of a definition in the trainer image."""
+    limit: Annotated[int, Field(ge=1, le=1_000_000)] | None = Field(default=None, examples=[200])
+    """Documents of each task; all when absent."""
+    fewshot: Annotated[int, Field(ge=0, le=64)] | None = Field(default=None, examples=[5])
+    """Solved examples before each question; as the task says when absent."""
+
+
+class Gate(ApiModel):
+    """A figure that the trained model has to reach, or the job fails (its artifacts are kept)."""
+
+    metric: Annotated[str, StringConstraints(pattern=FIGURE_PATTERN, max_length=255)] = Field(
+        examples=["loss", "rougeL", "harness/hellaswag/acc"]
+    )
+    """loss, a figure of evaluation.metrics, or harness/task/metric."""
+    op: Literal["<", "<=", ">", ">="] = Field(examples=["<"])
+    """How the figure has to stand to the bound."""
+    value: Annotated[float, Field(ge=-1e9, le=1e9)] | None = Field(default=None, examples=[1.5])
+    """The bound."""
+    versus_base: Annotated[float, Field(ge=-1e9, le=1e9)] | None = Field(default=None, examples=[-0.1])
+    """The bound is the base model's figure plus this."""
+
+
 class Evaluation(ApiModel):
-    """Evaluation on the validation data."""
+    """Evaluation of the model before, during and after training."""
 
     every_steps: Annotated[int, Field(ge=1, le=100_000_000)] | None = Field(default=None, examples=[50])
     """Evaluate every so many steps; at each epoch's end when absent. Always before the first and after the last step too."""
@@ -402,6 +508,18 @@ class Evaluation(ApiModel):
         Annotated[list[Annotated[str, StringConstraints(min_length=1, max_length=2048)]], Field(max_length=16)] | None
     ) = Field(default=None, examples=[["How do I reset my password?"]])
     """Prompts that the model answers before and after training; the answers are logged and stand in result.json."""
+    metrics: Annotated[list[TextMetric], Field(min_length=1, max_length=5)] | None = Field(
+        default=None, examples=[["rouge", "exact-match"]]
+    )
+    """Figures on the validation rows before and after training: perplexity and token-accuracy of the rows' own answers; bleu, rouge and exact-match of the model's."""
+    metric_rows: Annotated[int, Field(ge=1, le=100_000)] = Field(default=64, examples=[64])
+    """Validation rows that the model answers for them."""
+    harness: Harness | None = None
+    """Tasks of lm-eval."""
+    gates: Annotated[list[Gate], Field(min_length=1, max_length=16)] | None = Field(
+        default=None, examples=[[{"metric": "loss", "op": "<", "versusBase": -0.1}]]
+    )
+    """Figures that the trained model has to reach."""
 
 
 class OutputVolume(ApiModel):
@@ -415,6 +533,26 @@ class OutputVolume(ApiModel):
     """Whether the claim, with the trained model in it, outlives the FineTuneJob."""
 
 
+class Gguf(ApiModel):
+    """The model as one file for llama.cpp and its kin."""
+
+    type: GgufType = Field(default="f16", examples=["q8_0"])
+    """How its weights are stored: f16, or blocks of 8 or 4 bits."""
+
+
+class PushToHub(ApiModel):
+    """Upload of the artifacts to a model hub."""
+
+    repo: Annotated[str, StringConstraints(pattern=HUB_REPO_PATTERN, max_length=193)] = Field(
+        examples=["my-org/support-bot"]
+    )
+    """Repository, made if it isn't there."""
+    private: bool = True
+    """Whether it is made private."""
+    token_secret_ref: SecretKeyRef = Field(examples=[{"name": "huggingface", "key": "write-token"}])
+    """Secret with a token that may write there."""
+
+
 class Output(ApiModel):
     """What comes of the run, and where it is put."""
 
@@ -424,10 +562,14 @@ class Output(ApiModel):
     """pvc://claim/path, or file:///path below a volume of podTemplate. Absent: a claim named <job>-output is made."""
     volume: OutputVolume | None = None
     """Size and class of the claim that is made when destination is absent."""
-    artifacts: Annotated[list[Artifact], Field(min_length=1, max_length=2)] | None = Field(
+    artifacts: Annotated[list[Artifact], Field(min_length=1, max_length=3)] | None = Field(
         default=None, examples=[["adapter", "merged"]]
     )
-    """adapter: the PEFT adapter. merged: the whole model in safetensors. adapter when absent (merged for full)."""
+    """adapter: the PEFT adapter. merged: the whole model in safetensors. gguf: the whole model in one GGUF file. When absent what the method trains: adapter, or merged for full and freeze."""
+    gguf: Gguf | None = None
+    """How artifact gguf is made."""
+    push_to_hub: PushToHub | None = None
+    """Absent: nothing is uploaded."""
     verify: bool = True
     """Load each artifact again and compare its logits with the trained model's."""
 
@@ -512,6 +654,8 @@ class FineTuneJobSpec(ApiModel):
     """What the training optimises."""
     training: Training = Training()
     """Hyperparameters."""
+    memory: Memory = Memory()
+    """How the plan is fitted to the GPU's memory."""
     parallelism: Parallelism = Parallelism()
     """How processes share the training."""
     resources: Resources = Resources()

@@ -112,7 +112,8 @@ def _list_config_map_files(
 
 
 def _data_paths(plan: TrainingPlan) -> Iterator[tuple[str, Path]]:
-    for each in (plan.dataset.source, plan.dataset.validation_source):
+    mixed = (mixture.source for mixture in plan.dataset.mixtures)
+    for each in (plan.dataset.source, plan.dataset.validation_source, *mixed):
         if each is not None and each.kind == "file":
             yield each.uri, Path(each.location)
 

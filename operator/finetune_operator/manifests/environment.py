@@ -31,8 +31,10 @@ def build_environment(job: FineTuneJob, layout: Layout) -> list[Manifest]:
     ]
     if not spec.resources.gpu.count:
         variables += [{"name": name, "value": value} for name, value in CPU_TUNING.items()]
-    if spec.model.token_secret_ref is not None:
-        variables.append(_secret(names.ENV_HF_TOKEN, spec.model.token_secret_ref))
+    hub = spec.output.push_to_hub
+    token = hub.token_secret_ref if hub is not None else spec.model.token_secret_ref
+    if token is not None:
+        variables.append(_secret(names.ENV_HF_TOKEN, token))
     if spec.observability.wandb_secret_ref is not None:
         variables.append(_secret(names.ENV_WANDB_API_KEY, spec.observability.wandb_secret_ref))
     given = [variable.model_dump(by_alias=True, exclude_none=True) for variable in spec.pod_template.env or ()]

@@ -5,15 +5,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from finetune_api import plan as p
-from finetune_api.compatibility import GROUPED, count_processes
+from finetune_api.compatibility import CACHED, GROUPED, count_processes
 from finetune_api.methods import METHODS
 from finetune_api.objectives import OBJECTIVES
-from finetune_api.spec import FineTuneJob, FineTuneJobSpec, Generation
+from finetune_api.spec import FineTuneJob, FineTuneJobSpec, Generation, Gguf
 from finetune_operator.plan.decisions import Decision, Decisions
 from finetune_operator.plan.layout import Layout, parse_source, resolve_source
+from finetune_operator.plan.memory import fit_memory
 from finetune_operator.plan.method import decide_method
 from finetune_operator.plan.objective import decide_objective
-from finetune_operator.plan.parallelism import decide_parallelism
+from finetune_operator.plan.parallelism import build_engine, decide_parallelism
 from finetune_operator.settings import Settings
 
 UNBORN_UID = "00000000-0000-0000-0000-000000000000"
@@ -53,7 +54,8 @@ def decide_plan(job: FineTuneJob, settings: Settings, layout: Layout) -> Decided
         "bf16 has float32's range at half the cost on GPUs" if gpus else "CPUs are fastest and exact in fp32",
     )
     dtype = _decide_dtype(spec, notes)
-    parallelism = decide_parallelism(spec, notes, precision, layout)
+    method = decide_method(spec, notes, dtype, layout)
+    parallelism = decide_parallelism(spec, notes, method)
     output = _decide_output_directory(spec, notes, job.metadata.name, layout)
     plan = p.TrainingPlan(
         job=p.JobIdentity(name=job.metadata.name, namespace=job.metadata.namespace, run_id=run_id),
@@ -66,25 +68,29 @@ def decide_plan(job: FineTuneJob, settings: Settings, layout: Layout) -> Decided
             trust_remote_code=spec.model.trust_remote_code,
         ),
         dataset=_decide_dataset(spec, notes, layout),
-        method=decide_method(spec, notes, dtype, layout),
+        method=method,
         objective=decide_objective(spec, notes, layout),
         training=_decide_hyperparameters(spec, notes, precision, parallelism),
-        evaluation=p.EvaluationPlan(every_steps=spec.evaluation.every_steps, samples=tuple(spec.evaluation.samples or ())),
+        evaluation=_decide_evaluation(spec),
         parallelism=parallelism,
         checkpoint=p.CheckpointPlan(
             directory=f"{output}/checkpoints/{run_id}",
             every_steps=spec.checkpoint.every_steps,
             keep=spec.checkpoint.keep,
+            keep_best=spec.checkpoint.keep_best,
             resume=spec.checkpoint.resume,
         ),
         output=p.OutputPlan(
             directory=output,
             artifacts=tuple(notes.choose("output.artifacts", spec.output.artifacts, ["adapter" if METHODS[spec.method.type].adapter else "merged"], "what the method trains")),
             verify=spec.output.verify,
+            gguf_type=(spec.output.gguf or Gguf()).type,
+            hub=p.HubPlan(repo=hub.repo, private=hub.private) if (hub := spec.output.push_to_hub) else None,
         ),
         observability=p.ObservabilityPlan(metrics_port=spec.observability.metrics_port, trackers=tuple(spec.observability.trackers or ())),
         cache_directory=layout.cache,
     )  # fmt: skip
+    plan = build_engine(spec, notes, fit_memory(spec, notes, plan), layout)
     resources = _decide_resources(job, settings, notes)
     return Decided(plan, resources, tuple(notes.made))
 
@@ -142,13 +148,35 @@ def _decide_dataset(spec: FineTuneJobSpec, notes: Decisions, layout: Layout) -> 
         validation_source=resolve_source(validation.source, "validation", layout) if validation and validation.source else None,
         validation_fraction=validation.fraction if validation else None,
         max_samples=spec.dataset.max_samples,
+        cleaning=p.CleaningPlan(**spec.dataset.cleaning.model_dump()),
+        mixtures=tuple(
+            p.MixturePlan(
+                source=resolve_source(mixture.source, f"mixture-{index}", layout),
+                split=mixture.split or "train",
+                format=mixture.format,
+                weight=mixture.weight,
+            )
+            for index, mixture in enumerate(spec.dataset.mixtures or ())
+        ),
     )  # fmt: skip
+
+
+def _decide_evaluation(spec: FineTuneJobSpec) -> p.EvaluationPlan:
+    asked = spec.evaluation
+    return p.EvaluationPlan(
+        every_steps=asked.every_steps,
+        samples=tuple(asked.samples or ()),
+        metrics=tuple(asked.metrics or ()),
+        metric_rows=asked.metric_rows,
+        harness=p.HarnessPlan(**asked.harness.model_dump()) if asked.harness else None,
+        gates=tuple(p.GatePlan(**gate.model_dump()) for gate in asked.gates or ()),
+    )
 
 
 def _decide_hyperparameters(
     spec: FineTuneJobSpec, notes: Decisions, precision: Any, parallelism: p.ParallelismPlan
 ) -> p.HyperparameterPlan:
-    training, gpus, method = spec.training, spec.resources.gpu.count, spec.method.type
+    training, method = spec.training, spec.method.type
     epochs = (
         None
         if training.max_steps
@@ -168,14 +196,31 @@ def _decide_hyperparameters(
         weight_decay=training.weight_decay,
         per_device_batch_size=batch,
         gradient_accumulation=accumulation,
-        max_length=training.max_length,
-        gradient_checkpointing=notes.choose("training.gradientCheckpointing", training.gradient_checkpointing, gpus > 0, "GPU memory is dearer than time" if gpus else "host memory is cheaper than time"),
+        max_length=notes.choose("training.maxLength", training.max_length, 2048, "holds most conversations"),
+        packing=training.packing,
+        padding_free=training.padding_free,
+        gradient_checkpointing=notes.choose("training.gradientCheckpointing", training.gradient_checkpointing, *_decide_checkpointing(spec)),
+        activation_offload=notes.choose("training.activationOffload", training.activation_offload, False, "costs time"),
+        fused_kernels=notes.choose("training.fusedKernels", training.fused_kernels, False, "not every trainer image has them"),
+        neftune_alpha=training.neftune_alpha,
+        early_stopping=p.EarlyStoppingPlan(**training.early_stopping.model_dump()) if training.early_stopping else None,
+        batch_search=notes.choose("training.autoFindBatchSize", training.auto_find_batch_size, False, "costs a few steps at the start"),
+        data_loader_workers=notes.choose("training.dataLoaderWorkers", training.data_loader_workers, 0, "encoded rows are quick to collate"),
         optimizer=notes.choose("training.optimizer", training.optimizer, optimizer, because),
         max_grad_norm=notes.choose("training.maxGradNorm", training.max_grad_norm, 0.3 if method == "qlora" else 1.0, "as in the QLoRA paper" if method == "qlora" else "the usual bound"),
         seed=training.seed,
         precision=precision,
         logging_steps=training.logging_steps,
     )  # fmt: skip
+
+
+def _decide_checkpointing(spec: FineTuneJobSpec) -> tuple[bool, str]:
+    """(whether activations are recomputed, why)"""
+    if not spec.resources.gpu.count:
+        return False, "host memory is cheaper than time"
+    if spec.method.type in CACHED:
+        return False, "virtual keys and values are a cache, which recomputing does without"
+    return True, "GPU memory is dearer than time"
 
 
 def decide_learning_rate(spec: FineTuneJobSpec) -> tuple[float, str]:

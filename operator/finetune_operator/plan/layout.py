@@ -8,7 +8,8 @@ from finetune_api.names import PLAN_FILE, TERMINATION_LOG
 from finetune_api.plan import ResolvedSource
 from finetune_api.spec import FineTuneJobSpec
 
-Slot = Literal["model", "dataset", "validation", "adapter", "reference", "reward", "output"]
+Slot = str
+"""What a folder is for: model, dataset, validation, mixture-0 and so on, adapter, reference, reward or output."""
 
 
 class Layout(Protocol):
@@ -116,10 +117,12 @@ def parse_source(uri: str) -> SourceRef:
 def list_sources(spec: FineTuneJobSpec) -> Iterator[tuple[Slot, str]]:
     """What the trainer reads, each with its slot."""
     validation, method, objective = spec.dataset.validation, spec.method, spec.objective
+    mixtures = {f"mixture-{index}": mixture.source for index, mixture in enumerate(spec.dataset.mixtures or ())}
     named: dict[Slot, str | None] = {
         "model": spec.model.source,
         "dataset": spec.dataset.source,
         "validation": validation.source if validation else None,
+        **mixtures,
         "adapter": method.resume_adapter,
         "reference": objective.reference_model,
         "reward": objective.reward_model,

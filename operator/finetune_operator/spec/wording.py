@@ -29,6 +29,9 @@ _PATTERNS: dict[str, tuple[str, str]] = {
     k8s.FIELD_PATH_PATTERN: ("a field of the pod that the downward API gives", "spec.nodeName"),
     k8s.RESOURCE_NAME_PATTERN: ("the name of an extended resource, with its domain", "nvidia.com/gpu"),
     spec.IMAGE_PATTERN: ("an image reference without blanks", "registry.example.com/trainer:1.0"),
+    spec.HARNESS_TASK_PATTERN: ("the name of a task of lm-eval, or file:///path.yaml", "hellaswag"),
+    spec.HUB_REPO_PATTERN: ("organisation/name", "my-org/support-bot"),
+    spec.FIGURE_PATTERN: ("the name of a figure", "loss"),
     spec.REWARD_FUNCTION_PATTERN: ("a name, or module:function of a Python module", "exact-match"),
 }  # fmt: skip
 
