@@ -65,6 +65,8 @@ class ModelShape(NamedTuple):
     """Norms on the queries and keys of a head."""
     norms: int = 2
     """Norms of a layer."""
+    fused: bool = False
+    """Queries, keys and values are one module, gate and up projection another."""
     stated: int | None = None
     """Parameters as the model's name says, where the rest of the shape is only that of its nearest kin."""
 
@@ -72,6 +74,13 @@ class ModelShape(NamedTuple):
     def linears(self) -> dict[str, tuple[int, int]]:
         """Inputs and outputs of a layer's linear modules."""
         query, key = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        if self.fused:
+            return {
+                "qkv_proj": (self.hidden, query + 2 * key),
+                "o_proj": (query, self.hidden),
+                "gate_up_proj": (self.hidden, 2 * self.intermediate),
+                "down_proj": (self.intermediate, self.hidden),
+            }
         return {
             "q_proj": (self.hidden, query),
             "k_proj": (self.hidden, key),
@@ -81,6 +90,14 @@ class ModelShape(NamedTuple):
             "up_proj": (self.hidden, self.intermediate),
             "down_proj": (self.intermediate, self.hidden),
         }
+
+    @property
+    def few_targets(self) -> tuple[str, ...] | None:
+        """The fewest modules whose adapters still learn well (queries and values, Hu et al. 2021); None: the modules'
+        names are unknown."""
+        if self.stated is not None:
+            return None
+        return ("qkv_proj",) if self.fused else ("q_proj", "v_proj")
 
     @property
     def linear_parameters(self) -> int:
@@ -154,10 +171,10 @@ SHAPES: dict[str, dict[str, ModelShape]] = {
         "1.7b": ModelShape(24, 2048, 8192, 32, 32, 64, 49152, tied=True),
     },
     "tinyllama": {"1.1b": ModelShape(22, 2048, 5632, 32, 4, 64, 32000)},
-    "phi-3": {"mini": ModelShape(32, 3072, 8192, 32, 32, 96, 32064)},
+    "phi-3": {"mini": ModelShape(32, 3072, 8192, 32, 32, 96, 32064, fused=True)},
     "phi-4": {
-        "mini": ModelShape(32, 3072, 8192, 24, 8, 128, 200064, tied=True),
-        "": ModelShape(40, 5120, 17920, 40, 10, 128, 100352),
+        "mini": ModelShape(32, 3072, 8192, 24, 8, 128, 200064, tied=True, fused=True),
+        "": ModelShape(40, 5120, 17920, 40, 10, 128, 100352, fused=True),
     },
 }
 """Public architectures by family and size, as both stand in the models' names."""
@@ -202,6 +219,7 @@ def parse_shape(config: Mapping[str, Any]) -> ModelShape | None:
             qkv_bias=kind == "qwen2",
             head_norms=kind.startswith(("qwen3", "gemma3")),
             norms=4 if kind.startswith(("gemma2", "gemma3")) else 2,
+            fused=kind == "phi3",
         )
     except KeyError:
         return None
@@ -452,18 +470,18 @@ def _mend(plan: TrainingPlan, section: str, **values: Any) -> Mend:
     return Mend(changes, plan.model_copy(update={section: part.model_copy(update=values)}), None)
 
 
-def _halve_batch(plan: TrainingPlan) -> Mend | None:
-    batch, accumulation = plan.training.per_device_batch_size, plan.training.gradient_accumulation
-    if batch % 2:
-        return None
-    return _mend(plan, "training", per_device_batch_size=batch // 2, gradient_accumulation=accumulation * 2)
+def split_batch(batch: int, accumulation: int) -> tuple[int, int]:
+    """The next smaller batch, and the accumulation that keeps the rows of an optimiser step: half, if that is whole."""
+    factor = next((number for number in range(2, batch + 1) if batch % number == 0), 1)
+    return batch // factor, accumulation * factor
 
 
-def _single_rows(plan: TrainingPlan) -> Mend | None:
-    batch, accumulation = plan.training.per_device_batch_size, plan.training.gradient_accumulation
-    if batch == 1 or batch % 2 == 0:
+def _shrink_batch(plan: TrainingPlan) -> Mend | None:
+    training = plan.training
+    if training.per_device_batch_size == 1:
         return None
-    return _mend(plan, "training", per_device_batch_size=1, gradient_accumulation=accumulation * batch)
+    batch, accumulation = split_batch(training.per_device_batch_size, training.gradient_accumulation)
+    return _mend(plan, "training", per_device_batch_size=batch, gradient_accumulation=accumulation)
 
 
 def _checkpoint(plan: TrainingPlan) -> Mend | None:
@@ -521,8 +539,7 @@ def _train_less(plan: TrainingPlan) -> Mend | None:
 
 
 _PROPOSALS: tuple[Callable[[TrainingPlan], Mend | None], ...] = (
-    _halve_batch,
-    _single_rows,
+    _shrink_batch,
     _checkpoint,
     _fuse,
     _offload_activations,

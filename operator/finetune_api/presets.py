@@ -72,8 +72,6 @@ TASK_PRESETS: dict[Task, TaskPreset] = {
 RANK_LIMITS: tuple[tuple[float, int], ...] = ((24, 8), (48, 32))
 """(GiB of a GPU, largest rank on a smaller one)."""
 
-TRIMMED_TARGETS = ("q_proj", "v_proj")
-
 
 class Setting(NamedTuple):
     """One recommended field of a FineTuneJob's spec."""
@@ -222,7 +220,7 @@ def _list_drafts(shape: ModelShape, gpu_memory_gib: int, gpus: int, task: Task) 
     for type_, targets, ranks, batches, lengths in (
         ("lora", ("all-linear",), (rank,), (8, 4, 2, 1), (length,)),
         ("qlora", ("all-linear",), (rank,), (4, 2, 1), (length,)),
-        ("qlora", TRIMMED_TARGETS, (min(rank, 8),), (1,), (length, length // 2, length // 4)),
+        ("qlora", shape.few_targets or ("all-linear",), (min(rank, 8),), (1,), (length, length // 2, length // 4)),
     ):
         method = _build_method(type_, ranks[0], targets, _find_size(shape).dropout)  # type: ignore[arg-type]
         for strategy in strategies:

@@ -40,13 +40,15 @@ def test_each_level_changes_its_own_and_keeps_those_below(wasteful: TrainingPlan
         "training.autoFindBatchSize": True,
         "training.maxLength": 0,
     }
-    three = apply_levels(wasteful, 3, frozenset(), None, None)
+    three = apply_levels(wasteful, 3, frozenset(), SHAPE, None)
     assert three.plan.method.type == "qlora" and three.plan.method.quantization is not None
     assert three.plan.method.lora is not None
     assert (three.plan.method.lora.rank, three.plan.method.lora.alpha) == (8, 16)
     assert three.plan.method.lora.target_modules == ("q_proj", "v_proj")
     assert three.plan.training.optimizer == "paged_adamw_8bit" and three.plan.training.activation_offload
     assert three.plan.parallelism.strategy == "ddp" and three.plan.model.attention == "sdpa"
+    unnamed = apply_levels(wasteful, 3, frozenset(), find_shape("acme-8B"), None).plan.method.lora
+    assert unnamed is not None and unnamed.rank == 8 and unnamed.target_modules == ("all-linear",)
     four = apply_levels(wasteful, 4, frozenset(), None, None)
     assert four.plan.parallelism.strategy == "zero3"
     assert all(str(step).startswith(f"level {step.level}: ") and step.reason for step in four.steps)

@@ -8,7 +8,7 @@ import yaml
 from typer.testing import CliRunner, Result
 
 from finetune_api.memory import Estimate
-from finetune_operator.cli.errors import CommandError
+from finetune_operator.cli.errors import CommandError, UsageError
 from finetune_operator.cli.main import app
 from finetune_operator.spec.parse import parse_finetunejob
 
@@ -51,6 +51,8 @@ def test_the_recommended_job_is_valid_and_needs_what_was_told(tmp_path: Path, ta
 def test_what_can_not_be_recommended_is_told() -> None:
     with pytest.raises(CommandError, match=r"hf://acme/bot: the model's size is unknown.*such as 8B"):
         finetune("recommend", "--model", "hf://acme/bot", "--gpu-memory", "24")
+    with pytest.raises(UsageError, match=r"--model Llama-3\.1-8B: no source of a model"):
+        finetune("recommend", "--model", "Llama-3.1-8B", "--gpu-memory", "24")
     tight = finetune("recommend", "--model", "hf://meta-llama/Llama-3.1-70B", "--gpu-memory", "24")
     assert "nothing fits 24 GiB a GPU" in tight.stderr
 

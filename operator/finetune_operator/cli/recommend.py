@@ -1,6 +1,7 @@
 """``finetune recommend`` and ``finetune estimate``"""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ from rich.markup import escape
 from finetune_api.memory import GIB, Estimate, ModelShape, estimate, find_shape, list_parts, parse_shape
 from finetune_api.plan import TrainingPlan
 from finetune_api.presets import USABLE_SHARE, Task, recommend
-from finetune_operator.cli.errors import CommandError
+from finetune_api.spec import MODEL_SOURCE_PATTERN
+from finetune_operator.cli.errors import CommandError, UsageError
 from finetune_operator.cli.inputs import read_jobs, read_settings
 from finetune_operator.cli.output import open_stderr, open_stdout, print_data, print_objects
 from finetune_operator.plan.decide import decide_plan
@@ -19,6 +21,10 @@ from finetune_operator.spec.wording import format_value
 
 def recommend_settings(model: str, gpu_memory_gib: int, gpus: int, task: Task, output: str) -> None:
     """Prints what is recommended and why, then a FineTuneJob with it; the job alone as yaml or json."""
+    if not re.fullmatch(MODEL_SOURCE_PATTERN, model):
+        raise UsageError(
+            f"--model {model}: no source of a model; write it as a FineTuneJob does, such as hf://org/name"
+        )
     found = recommend(model, gpu_memory_gib, gpus, task)
     if found is None:
         raise CommandError(_unknown_size(model))

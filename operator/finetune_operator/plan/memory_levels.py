@@ -5,9 +5,16 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from finetune_api.matrix import find_exclusion
-from finetune_api.memory import OFFLOADING_OBJECTIVES, Change, ModelShape, estimate, find_search_refusal
+from finetune_api.memory import (
+    OFFLOADING_OBJECTIVES,
+    Change,
+    ModelShape,
+    estimate,
+    find_search_refusal,
+    split_batch,
+)
 from finetune_api.plan import QuantizationPlan, TrainingPlan
-from finetune_api.presets import TRIMMED_TARGETS, USABLE_SHARE, choose_strategy
+from finetune_api.presets import USABLE_SHARE, choose_strategy
 
 MemoryOptimization = Literal["auto", "none", 1, 2, 3, 4]
 
@@ -178,8 +185,8 @@ def _shrink_batch(situation: _Situation) -> _Taken | None:
     if {"training.perDeviceBatchSize", "training.gradientAccumulation"} & situation.given:
         return None
     batch, accumulation = training.per_device_batch_size, training.gradient_accumulation
-    while batch % 2 == 0 and not changed.fits:
-        batch, accumulation = batch // 2, accumulation * 2
+    while batch > 1 and not changed.fits:
+        batch, accumulation = split_batch(batch, accumulation)
         smaller = training.model_copy(update={"per_device_batch_size": batch, "gradient_accumulation": accumulation})
         plan = situation.plan.model_copy(update={"training": smaller})
         changed = _Situation(plan, situation.given, situation.shape, situation.memory, situation.kernels)
@@ -211,9 +218,10 @@ def _trim(situation: _Situation) -> _Taken | None:
     if method.lora is None:
         return None
     rank = method.lora.rank if "method.rank" in situation.given else min(method.lora.rank, 8)
-    targets = method.lora.target_modules if "method.targetModules" in situation.given else TRIMMED_TARGETS
-    if targets != ("all-linear",) and method.lora.target_modules != ("all-linear",):
-        targets = method.lora.target_modules
+    targets = method.lora.target_modules
+    few = situation.shape.few_targets if situation.shape is not None else None
+    if targets == ("all-linear",) and few is not None and "method.targetModules" not in situation.given:
+        targets = few
     scale = method.lora.alpha / method.lora.rank
     alpha = method.lora.alpha if "method.alpha" in situation.given else scale * rank
     trimmed = method.lora.model_copy(update={"rank": rank, "alpha": alpha, "target_modules": targets})

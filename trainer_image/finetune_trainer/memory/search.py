@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from finetune_api.memory import OPTIMIZER_BYTES
+from finetune_api.memory import OPTIMIZER_BYTES, split_batch
 from finetune_api.plan import TrainingPlan
 from finetune_trainer.distributed import Ranks
 from finetune_trainer.errors import is_out_of_memory
@@ -45,12 +45,9 @@ def _search(trainer: Any, plan: TrainingPlan, ranks: Ranks, tell: Callable[[str]
             return batch
         if batch == 1:
             raise error or MemoryError("another process ran out of memory at a batch of 1")
-        factor = next(number for number in range(2, batch + 1) if batch % number == 0)
-        tell(
-            f"a batch of {batch} does not fit the memory: trying {batch // factor}, accumulated "
-            f"{accumulation * factor} times"
-        )
-        batch, accumulation = batch // factor, accumulation * factor
+        too_large = batch
+        batch, accumulation = split_batch(batch, accumulation)
+        tell(f"a batch of {too_large} does not fit the memory: trying {batch}, accumulated {accumulation} times")
 
 
 def _list_longest(rows: Any, count: int) -> list[dict[str, Any]]:
