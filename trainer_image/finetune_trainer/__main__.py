@@ -11,11 +11,14 @@ from pydantic.alias_generators import to_camel
 
 from finetune_api.exit_codes import ExitCode
 from finetune_api.methods import METHODS
+from finetune_api.objectives import OBJECTIVES
 from finetune_api.plan import TrainingPlan
 from finetune_api.progress import ArtifactRecord, Result
 from finetune_trainer.environment import prepare_environment, quiet_libraries
 from finetune_trainer.errors import InvalidInputError, classify_error, describe_validation_error
-from finetune_trainer.launcher import is_rank, launch
+from finetune_trainer.evaluate.gates import require_gates
+from finetune_trainer.export.hub import push_artifacts, require_token
+from finetune_trainer.launcher import is_rank, launch, needs_launch
 from finetune_trainer.report.devices import Devices
 from finetune_trainer.report.result import read_finished
 from finetune_trainer.report.server import serve_state
@@ -38,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
         terminal.close()
         write_termination(build_termination(error.code, str(error)))
         return error.code
-    if plan.parallelism.processes_per_node > 1 and not is_rank():
+    if needs_launch(plan.parallelism):
         return launch(plan_file, plan.parallelism)
     prepare_environment(plan)
     return run_plan(plan)
@@ -70,6 +73,36 @@ def _require_sense(plan: TrainingPlan) -> None:
         raise InvalidInputError("exactly one of training.epochs and training.maxSteps has to be set")
     if plan.parallelism.device == "cpu" and training.precision in ("fp16", "tf32"):
         raise InvalidInputError(f"training.precision {training.precision} needs a GPU: use fp32 or bf16")
+    if "gguf" in plan.output.artifacts and not METHODS[method.type].mergeable:
+        raise InvalidInputError(
+            f"output.artifacts has gguf, which holds whole models, and what method.type {method.type} trains can't be "
+            "merged: use adapter, or method.type lora"
+        )
+    _require_sensible_evaluation(plan)
+    require_token(plan)
+
+
+def _require_sensible_evaluation(plan: TrainingPlan) -> None:
+    """Raises: InvalidInputError for figures that the objective or the missing validation data can't give."""
+    objective, evaluation = OBJECTIVES[plan.objective.type], plan.evaluation
+    if objective.classifies and (evaluation.metrics or evaluation.harness or "gguf" in plan.output.artifacts):
+        raise InvalidInputError(
+            f"evaluation.metrics, evaluation.harness and output.artifacts gguf need a model that writes, and "
+            f"objective.type {plan.objective.type} trains a score: leave them out, and set gates on loss"
+        )
+    if "perplexity" in evaluation.metrics and objective.rows != "language":
+        raise InvalidInputError(
+            f"evaluation.metrics perplexity needs a loss that is a cross-entropy, and that of objective.type "
+            f"{plan.objective.type} is none: leave it out"
+        )
+    if plan.dataset.validation_source is None and not plan.dataset.validation_fraction:
+        wanting = {
+            "evaluation.metrics": bool(evaluation.metrics),
+            "training.earlyStopping": plan.training.early_stopping is not None,
+            "checkpoint.keepBest": plan.checkpoint.keep_best,
+        }
+        if names := [name for name, wanted in wanting.items() if wanted]:
+            raise InvalidInputError(f"{' and '.join(names)} need validation data: set dataset.validation")
 
 
 def run_plan(plan: TrainingPlan) -> int:
@@ -92,6 +125,8 @@ def run_plan(plan: TrainingPlan) -> int:
             message = f"{state.progress.step} steps are done"
         code = ExitCode.OK
         artifacts = result.artifacts if result is not None else ()
+        if result is not None and is_main:
+            _conclude(plan, result, terminal)
         terminal.event("done", message, artifacts=[record.path for record in artifacts])
     except Exception as error:
         code, message = classify_error(error, plan)
@@ -101,6 +136,17 @@ def run_plan(plan: TrainingPlan) -> int:
     terminal.close()
     write_termination(build_termination(code, message, state.progress, artifacts))
     return code
+
+
+def _conclude(plan: TrainingPlan, result: Result, terminal: Terminal) -> None:
+    """What is left once the artifacts are there: the gates, and the upload of a model that passes them.
+
+    Raises: GateFailedError, UploadError.
+    """
+    require_gates(result)
+    if plan.output.hub is not None and result.pushed_to is None:
+        pushed = push_artifacts(plan, result, lambda text: terminal.event("warning", text))
+        terminal.event("pushed", f"the artifacts are uploaded to {pushed.pushed_to}", address=pushed.pushed_to)
 
 
 def _run(plan: TrainingPlan, is_main: bool, terminal: Terminal, state: RunState, stop: StopRequest) -> Result | None:

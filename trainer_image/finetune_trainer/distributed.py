@@ -71,6 +71,9 @@ def join_ranks(parallelism: ParallelismPlan) -> Ranks:
             "the plan wants device cuda, and this machine has no usable NVIDIA GPU: run it on a node with one, or set "
             "resources.gpu.count: 0 to train on the CPU"
         )
+    if parallelism.strategy == "fsdp" and parallelism.device == "cuda":
+        # What FSDP offloads is reduced where it lies, on the host.
+        torch.distributed.init_process_group("cuda:nccl,cpu:gloo")
     state = PartialState(cpu=parallelism.device == "cpu")
     world_size = state.num_processes
     if world_size != parallelism.world_size:
@@ -78,7 +81,24 @@ def join_ranks(parallelism: ParallelismPlan) -> Ranks:
             f"{world_size} processes were started, the plan's world size is {parallelism.world_size} "
             f"({parallelism.nodes} nodes x {parallelism.processes_per_node}): start one process per GPU with torchrun"
         )
+    if parallelism.deepspeed is not None:
+        import deepspeed
+
+        # On the CPU it would compile an all-reduce of its own at every first start; gloo's serves.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        # Before the model: ZeRO-3 shares the weights out while they are loaded.
+        deepspeed.init_distributed("nccl" if parallelism.device == "cuda" else "gloo")
     if world_size == 1:
         return Ranks(rank=0, local_rank=0, world_size=1)
     control = torch.distributed.new_group(backend="gloo", timeout=_WAIT)
     return Ranks(state.process_index, state.local_process_index, world_size, control)
+
+
+def enable_fsdp(parallelism: ParallelismPlan) -> None:
+    """Have accelerate use FSDP on the CPU too, which it takes for plain DDP there. Between the training's arguments,
+    which start its state anew, and the trainer, which reads it."""
+    if parallelism.strategy == "fsdp" and parallelism.device == "cpu":
+        from accelerate import PartialState
+        from accelerate.utils import DistributedType
+
+        PartialState().distributed_type = DistributedType.MULTI_GPU

@@ -1,4 +1,4 @@
-"""Starts one trainer process per GPU by torchrun's API, and ends with the exit code of the rank that failed first."""
+"""Starts this node's trainer processes by torchrun's API, and ends with the exit code of the rank that failed first."""
 
 import logging
 import os
@@ -8,14 +8,14 @@ import tempfile
 import threading
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psutil  # type: ignore[import-untyped]
 
 from finetune_api.exit_codes import TABLE, ExitCode
 from finetune_api.plan import ParallelismPlan
 from finetune_api.progress import Termination
-from finetune_trainer.errors import PreemptedError
+from finetune_trainer.errors import InvalidInputError, PreemptedError, TrainerError
 from finetune_trainer.report.termination import RANK_DIRECTORY_ENV, build_termination, write_termination
 
 if TYPE_CHECKING:
@@ -25,9 +25,19 @@ _AFTER_FAILURE = 15
 """Seconds that the other ranks have to end after one failed; they may hang in a collective that it left."""
 
 
+_NODE_RANKS = ("PET_NODE_RANK", "RANK", "JOB_COMPLETION_INDEX")
+"""Variables with this node's number: torchrun's own, Kubeflow's of a pod, and those of an indexed Job's pod."""
+
+
 def is_rank() -> bool:
-    """Whether somebody (this launcher, torchrun, Kubeflow) started this process as one of the ranks."""
-    return "RANK" in os.environ or "LOCAL_RANK" in os.environ
+    """Whether somebody (this launcher or torchrun) started this process as one of the ranks. Kubeflow starts a pod's
+    only process with a RANK, which is the pod's, and leaves the rest to a launcher."""
+    return "LOCAL_RANK" in os.environ
+
+
+def needs_launch(parallelism: ParallelismPlan) -> bool:
+    """Whether this process has to start the ranks. Even a single one of DeepSpeed or FSDP wants their environment."""
+    return parallelism.strategy != "single" and not is_rank()
 
 
 def launch(plan_file: Path, parallelism: ParallelismPlan) -> int:
@@ -43,33 +53,51 @@ def launch(plan_file: Path, parallelism: ParallelismPlan) -> int:
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     with tempfile.TemporaryDirectory(prefix="finetune-ranks-") as directory:
         os.environ[RANK_DIRECTORY_ENV] = directory
-        config = LaunchConfig(
-            min_nodes=1,
-            max_nodes=1,
-            nproc_per_node=processes,
-            run_id="finetune",
-            rdzv_backend="c10d",
-            rdzv_endpoint="localhost:0",
-            local_addr="localhost",
-            max_restarts=0,
-            # The agent would answer SIGTERM by killing ranks that are still writing their checkpoint.
-            signals_to_handle="SIGHUP",
-            shutdown_timeout=_AFTER_FAILURE,
-        )
         failures: dict[int, ProcessFailure] = {}
         try:
+            config = LaunchConfig(
+                min_nodes=parallelism.nodes,
+                max_nodes=parallelism.nodes,
+                nproc_per_node=processes,
+                run_id="finetune",
+                **_build_rendezvous(parallelism.nodes),
+                max_restarts=0,
+                # The agent would answer SIGTERM by killing ranks that are still writing their checkpoint.
+                signals_to_handle="SIGHUP",
+                shutdown_timeout=_AFTER_FAILURE,
+            )
             if stopping.is_set():
                 raise PreemptedError("told to stop before the ranks were started; nothing is lost")
             elastic_launch(config, sys.executable)("-m", "finetune_trainer", "--plan", str(plan_file))
         except ChildFailedError as error:
             failures = error.failures
-        except PreemptedError as error:
+        except TrainerError as error:
             write_termination(build_termination(error.code, str(error)))
             return error.code
         code, rank = _find_cause(failures, stopping.is_set())
         os.environ.pop(RANK_DIRECTORY_ENV)
         write_termination(_read_termination(Path(directory), rank, code))
     return code
+
+
+def _build_rendezvous(nodes: int) -> dict[str, Any]:
+    """Where the nodes' launchers meet. Several meet at the first one, in the order of the numbers that they were given.
+
+    Raises: InvalidInputError when the environment doesn't say where, or which number this node has.
+    """
+    if nodes == 1:
+        return {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "local_addr": "localhost"}
+    numbers = [os.environ[name] for name in _NODE_RANKS if name in os.environ]
+    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if not numbers:
+        missing.append(" or ".join(_NODE_RANKS))
+    if missing:
+        raise InvalidInputError(
+            f"parallelism.nodes is {nodes}, and the environment lacks {', '.join(missing)}: start one process on each "
+            "node with them, as Kubeflow's PyTorchJob does"
+        )
+    endpoint = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    return {"rdzv_backend": "static", "rdzv_endpoint": endpoint, "rdzv_configs": {"rank": int(numbers[0])}}
 
 
 def _forward_signals() -> threading.Event:

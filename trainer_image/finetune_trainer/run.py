@@ -1,23 +1,32 @@
 """One training run from plan to result, as a table of contents."""
 
+from itertools import islice
 from typing import Any
 
 from transformers import TrainerState
 
 from finetune_api.plan import TrainingPlan
 from finetune_api.progress import Result, Sample
+from finetune_trainer.checkpoint.best import load_best
 from finetune_trainer.checkpoint.callback import CheckpointCallback, TrainedAlreadyError
 from finetune_trainer.checkpoint.marker import Marker
 from finetune_trainer.checkpoint.resume import ResumePoint, discard_later, find_resume_point
 from finetune_trainer.data.prepare import PreparedData, load_data, prepare_data
-from finetune_trainer.distributed import Ranks
+from finetune_trainer.distributed import Ranks, enable_fsdp
 from finetune_trainer.errors import InvalidInputError, PreemptedError
-from finetune_trainer.evaluate.loss import loss_after, loss_before, training_loss
+from finetune_trainer.evaluate.course import EarlyStopping, describe_stop
+from finetune_trainer.evaluate.gates import compares_with_base, decide_gates, require_known_metrics
+from finetune_trainer.evaluate.loss import loss_after, loss_at, loss_before, training_loss
+from finetune_trainer.evaluate.measure import add_loss, describe_figures, measure_after, measure_before
+from finetune_trainer.evaluate.metrics import Question, read_questions
 from finetune_trainer.evaluate.samples import answer_before, answer_prompts
 from finetune_trainer.export.artifacts import export_artifacts
+from finetune_trainer.export.gguf import require_exportable
+from finetune_trainer.memory.search import fit_batch
 from finetune_trainer.model.adapter import prepare_method
 from finetune_trainer.model.load import load_model, load_tokenizer, require_fitting_vocabulary
 from finetune_trainer.model.source import locate_model
+from finetune_trainer.model.whole import drop_fetched, gather_model, shards_parameters, sketch_model, whole_base
 from finetune_trainer.objective.build import build_config, build_trainer
 from finetune_trainer.objective.parts import Parts
 from finetune_trainer.report.callback import ReportCallback
@@ -38,9 +47,13 @@ def run_training(
     resume = _find_resume_point(plan, ranks, data, terminal)
     # Before the model: it sets up the engines that decide how the weights are loaded.
     config = build_config(plan, data.validation is not None, resumed=resume is not None)
+    enable_fsdp(plan.parallelism)
     model = load_model(plan, location, ranks.local_rank)
     require_fitting_vocabulary(plan, data.largest_id, model)
-    before = answer_before(plan, model, tokenizer) if ranks.is_main else []
+    require_known_metrics(plan, data.validation is not None)
+    require_exportable(plan, model.config, tokenizer)
+    questions = read_questions(plan, tokenizer, data.validation)
+    before, figures_before = _ask_before(plan, ranks, model, location, tokenizer, questions)
 
     report = ReportCallback(state, terminal, plan.training.learning_rate, plan.training.precision)
     report.train_seconds = resume.marker.train_seconds if resume else 0.0
@@ -54,7 +67,7 @@ def run_training(
             world_size=ranks.world_size,
             step=trainer_state.global_step,
             epoch=trainer_state.epoch,
-            samples_consumed=round(trainer_state.epoch * len(data.train)),
+            samples_consumed=_count_samples(plan, data, trainer_state),
             tokens_seen=trainer_state.num_input_tokens_seen,
             train_seconds=report.train_seconds,
             resumes=resumes,
@@ -69,31 +82,54 @@ def run_training(
 
     checkpoints = CheckpointCallback(plan, ranks, stop, describe, announce)
     trained, peft_config = prepare_method(plan, model)
-    trainer = build_trainer(config, Parts(plan, trained, peft_config, tokenizer, data, [checkpoints, report]))
+    stopping = plan.training.early_stopping
+    callbacks = [*([EarlyStopping(stopping)] if stopping else []), checkpoints, report]
+    trainer = build_trainer(config, Parts(plan, trained, peft_config, tokenizer, data, callbacks))
     if resume is not None:
         state.update(checkpoint_step=resume.marker.step, restarted_from=resume.marker.step)
         terminal.event("resumed", f"going on from the checkpoint of step {resume.marker.step}", step=resume.marker.step)
-    trainable = sum(parameter.numel() for parameter in trainer.model.parameters() if parameter.requires_grad)
-    total = trainer.model.num_parameters()
+    sketch = sketch_model(trainer.model) if ranks.is_main and shards_parameters(plan) else None
+    counted = trainer.model if sketch is None else sketch
+    trainable = sum(parameter.numel() for parameter in counted.parameters() if parameter.requires_grad)
+    total = counted.num_parameters()
+    if plan.training.batch_search:
+        fit_batch(trainer, plan, ranks, resume.folder if resume else None, lambda text: terminal.event("batch", text))
     _train(trainer, resume, ranks, stop)
 
     state.set_stage("evaluating")
     eval_loss = loss_after(trainer)
+    steps, planned = trainer.state.global_step, trainer.state.max_steps
+    if stopping is not None and steps < planned:
+        terminal.event("stopped-early", describe_stop(stopping, steps, planned), step=steps)
+    best = load_best(plan, trainer, ranks)
+    if best is not None:
+        eval_loss = loss_at(trainer, best)
+        terminal.event("best", f"the best weights are those of step {best}: validation loss {eval_loss:.4g}", step=best)
+    model = _release_model(plan, trainer, sketch)
     if not ranks.is_main:
         return None
-    state.update(eval_loss=eval_loss, loss=training_loss(trainer), step=trainer.state.global_step)
-    after = answer_prompts(plan, trainer.accelerator.unwrap_model(trainer.model), tokenizer)
+    state.update(eval_loss=eval_loss, loss=training_loss(trainer), step=steps, total_steps=steps)
+    after = answer_prompts(plan, model, tokenizer)
     samples = [
         Sample(prompt=p, before=b, after=a) for p, b, a in zip(plan.evaluation.samples, before, after, strict=True)
     ]
+    figures = add_loss(plan, measure_after(plan, model, tokenizer, questions), eval_loss)
+    figures_before = add_loss(plan, figures_before, loss_before(trainer))
+    if figures:
+        told = describe_figures(figures_before, figures)
+        terminal.event("evaluation", told, before=figures_before, after=figures)
     state.set_stage("exporting")
     terminal.progress(state.progress)
-    artifacts = export_artifacts(plan, _release_model(trainer), tokenizer, location, _rows_to_verify(data))
+    artifacts = export_artifacts(plan, model, tokenizer, location, _rows_to_verify(data))
+    for artifact in artifacts:
+        if artifact.difference is not None:
+            told = f"the {artifact.type} artifact, reloaded, gives the trained model's logits within {artifact.difference:.2g} of the largest"
+            terminal.event("verified", told, artifact=artifact.type, difference=artifact.difference)
     tokens = trainer.state.num_input_tokens_seen
     result = Result(
         run_id=plan.job.run_id,
         job=plan.job.name,
-        steps=trainer.state.global_step,
+        steps=steps,
         epochs=trainer.state.epoch,
         loss=training_loss(trainer),
         eval_loss_before=loss_before(trainer),
@@ -108,6 +144,10 @@ def run_training(
         resumes=resumes,
         artifacts=artifacts,
         samples=tuple(samples),
+        evaluation_before=figures_before,
+        evaluation=figures,
+        gates=decide_gates(plan.evaluation.gates, figures_before, figures),
+        best_step=best,
         versions=read_versions(),
     )
     write_result(plan, result)
@@ -128,12 +168,21 @@ def _prepare(plan: TrainingPlan, ranks: Ranks, terminal: Terminal) -> tuple[str,
     shared = ranks.share(name)
     if ranks.is_local_main and name != shared:
         raise InvalidInputError(f"dataset.source {plan.dataset.source.uri}: the nodes read different rows from it")
-    return location, tokenizer, load_data(plan, shared)
+    return location, tokenizer, load_data(plan, shared, tokenizer, terminal.event)
 
 
 def _with_length(plan: TrainingPlan, max_length: int) -> TrainingPlan:
     """The plan with ``training.maxLength`` as it was decided by the rows."""
     return plan.model_copy(update={"training": plan.training.model_copy(update={"max_length": max_length})})
+
+
+def _count_samples(plan: TrainingPlan, data: PreparedData, state: TrainerState) -> int:
+    """Rows taken from the training data so far."""
+    if plan.dataset.streaming:
+        training = plan.training
+        batch = training.per_device_batch_size * training.gradient_accumulation * plan.parallelism.world_size
+        return int(state.global_step * batch)
+    return round(state.epoch * len(data.train))
 
 
 def _find_resume_point(plan: TrainingPlan, ranks: Ranks, data: PreparedData, terminal: Terminal) -> ResumePoint | None:
@@ -156,9 +205,29 @@ def _train(trainer: Any, resume: ResumePoint | None, ranks: Ranks, stop: StopReq
         raise PreemptedError(f"told to stop; all {trainer.state.max_steps} steps are done and saved")
 
 
-def _release_model(trainer: Any) -> Any:
-    """The trained model as it was built, and nobody else's any more: the Trainer lets go of it and of the optimizer."""
+def _ask_before(
+    plan: TrainingPlan, ranks: Ranks, model: Any, location: str, tokenizer: Any, questions: list[Question]
+) -> tuple[list[str], dict[str, float]]:
+    """The base model's answers to the samples and its figures, on rank 0; the others wait."""
+    answers: list[str] = []
+    figures: dict[str, float] = {}
+    if ranks.is_main and (plan.evaluation.samples or questions or compares_with_base(plan)):
+        with whole_base(plan, model, location) as base:
+            answers = answer_before(plan, base, tokenizer)
+            figures = measure_before(plan, base, tokenizer, questions)
+    ranks.barrier()
+    return answers, figures
+
+
+def _release_model(plan: TrainingPlan, trainer: Any, sketch: Any) -> Any:
+    """The trained model as it was built, and nobody else's any more: the Trainer lets go of it and of the optimizer.
+
+    Where the ranks have shared it out, rank 0 gets it whole in its host's memory, the others None.
+    """
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    if shards_parameters(plan):
+        drop_fetched(trainer)
+        model = gather_model(model, sketch)
     trainer.accelerator.free_memory()
     trainer.model = trainer.model_wrapped = trainer.optimizer = trainer.lr_scheduler = None
     handler = trainer.callback_handler
@@ -168,4 +237,10 @@ def _release_model(trainer: Any) -> Any:
 
 def _rows_to_verify(data: PreparedData) -> list[list[int]]:
     rows = data.train if data.validation is None else data.validation
-    return [rows[index]["input_ids"] for index in range(min(_VERIFIED_ROWS, len(rows)))]
+    return [_join_ids(row) for row in islice(rows, _VERIFIED_ROWS)]
+
+
+def _join_ids(row: dict[str, Any]) -> list[int]:
+    """All that the model sees of a row; of a pair, with the preferred answer."""
+    names = ("input_ids", "prompt_ids", "chosen_ids", "completion_ids")
+    return [token for name in names if name in row for token in row[name]]

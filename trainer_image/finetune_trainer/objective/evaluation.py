@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from finetune_trainer.evaluate.loss import EvaluationAbandonedError
+from finetune_trainer.model.whole import drop_fetched
 
 
 class NeutralEvaluation:
@@ -23,3 +24,5 @@ class NeutralEvaluation:
                 return super().evaluate(*args, **kwargs)  # type: ignore[misc]
             except EvaluationAbandonedError:
                 return {}
+            finally:
+                drop_fetched(self)
