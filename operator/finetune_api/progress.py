@@ -37,8 +37,8 @@ class ArtifactRecord(ApiModel):
     sha256: str
     """Over the folder's files: sha256 of the sorted lines ``<sha256>  <relative path>``."""
     difference: float | None = None
-    """How far the reloaded artifact is from the trained model: the largest difference of two logits as a share of the
-    largest logit (at least 1). None: not compared."""
+    """How far the reloaded artifact is from the trained model (gguf: from the merged one, before its weights were rounded):
+    the largest difference of two logits as a share of the largest logit (at least 1). None: not compared."""
 
 
 class Termination(ApiModel):

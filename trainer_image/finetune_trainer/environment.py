@@ -56,5 +56,15 @@ def quiet_libraries() -> None:
     Before they are imported: some speak while they load.
     """
     warnings.filterwarnings("ignore")
-    for name in ("transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes", "torch", "huggingface_hub"):
+    for name in (
+        "transformers",
+        "trl",
+        "peft",
+        "accelerate",
+        "datasets",
+        "bitsandbytes",
+        "torch",
+        "huggingface_hub",
+        "lm_eval",
+    ):
         logging.getLogger(name).setLevel(logging.ERROR)

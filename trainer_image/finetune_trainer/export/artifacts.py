@@ -15,7 +15,7 @@ import torch
 from finetune_api.methods import METHODS
 from finetune_api.plan import Artifact, TrainingPlan
 from finetune_api.progress import ArtifactRecord
-from finetune_trainer.export.gguf import compare_gguf, reload_gguf, write_gguf
+from finetune_trainer.export.gguf import verify_gguf, write_gguf
 from finetune_trainer.export.merge import dequantise_base, save_adapter
 from finetune_trainer.export.verify import compare_logits, compute_logits, reload_adapter, reload_merged
 from finetune_trainer.files import hash_folder, list_files, sync_folder
@@ -108,8 +108,7 @@ def _verify(
         case "merged":
             reloaded = reload_merged(plan, built.folder, device)
         case "gguf":
-            reloaded = reload_gguf(built.folder, built.folder.with_name("merged"), device)
-            return compare_gguf(plan.output.gguf_type, rows, built.expected, compute_logits(reloaded, rows))
+            return verify_gguf(built.folder, built.folder.with_name("merged"), plan.output.gguf_type, rows, device)
     return compare_logits(plan, name, built.expected, compute_logits(reloaded, rows))
 
 
