@@ -2,16 +2,18 @@
 
 import json
 import shutil
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from finetune_api.exit_codes import ExitCode
 from finetune_api.packing import SEPARATING_ATTENTION
 from finetune_api.plan import TrainingPlan
 from finetune_trainer.errors import InvalidInputError
-from tests.trainer.conftest import adapter_bytes, clear
+from tests.trainer.conftest import Start, adapter_bytes, clear
 from tests.trainer.plans import file_source, write_conversations
 from tests.trainer.running import Recorder, losses, run
 
@@ -92,7 +94,13 @@ def test_packing_fills_sequences_and_resumes_exactly(make: Callable[..., Trainin
     from finetune_trainer.checkpoint.marker import read_marker
 
     data = write_conversations(tmp_path / "rows.jsonl", 40)
-    training = {"packing": "bfd", "per_device_batch_size": 1, "gradient_accumulation": 1, "max_length": 256, "epochs": 1.0}
+    training = {
+        "packing": "bfd",
+        "per_device_batch_size": 1,
+        "gradient_accumulation": 1,
+        "max_length": 256,
+        "epochs": 1.0,
+    }
     whole = make("whole", data=data, training=training)
     result = run(whole)
     assert 4 <= result.steps < 16
@@ -147,3 +155,26 @@ def test_a_model_that_mixes_rows_is_refused_before_the_first_step(
     tokenizer.save_pretrained(folder)
     with pytest.raises(InvalidInputError, match=r"bloom doesn't keep the rows of one sequence apart.*packing: none"):
         run(make(model={"source": file_source(folder), "attention": "eager"}, training={"packing": "bfd"}))
+
+
+def test_two_ranks_share_packed_rows_and_find_their_batch(make: Callable[..., TrainingPlan], start: Start) -> None:
+    """The global batch of one process in two: the same losses."""
+    packed = {"packing": "bfd", "max_length": 256, "gradient_accumulation": 1}
+    one = make("one", training=packed, **ALONE)
+    run(one)
+    two = make(
+        "two",
+        training={**packed, "per_device_batch_size": 1, "batch_search": True},
+        parallelism={"strategy": "ddp", "processes_per_node": 2},
+        **ALONE,
+    )
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    ranks = [start(two, environment={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(2)]
+    assert [rank.wait() for rank in ranks] == [ExitCode.OK, ExitCode.OK], ranks[0].log.read_text()[-3000:]
+    assert [event["message"] for event in ranks[0].events("batch")] == [
+        "a batch of 1 fits the memory, accumulated 1 times"
+    ]
+    assert losses(two) == pytest.approx(losses(one), abs=1e-4)
