@@ -55,7 +55,7 @@ SEARCHING = [name for name in STRATEGIES if find_search_refusal("sft", name, Fal
 CLASSIFYING = [name for name, objective in OBJECTIVES.items() if objective.classifies]
 CACHED: list[methods.MethodType] = ["prefix", "p-tuning-v2"]
 """Methods whose virtual tokens are a cache of keys and values."""
-ON_GPU = ["adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit"]
+BITSANDBYTES = ["adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit"]
 """Optimisers of bitsandbytes."""
 SHARING = [name for name, strategy in STRATEGIES.items() if strategy.engine != "none"]
 
@@ -408,6 +408,32 @@ def _build_matrix_rule(exclusion: matrix.Exclusion) -> Rule:
     )  # fmt: skip
 
 
+def _list_stranded_rules() -> Iterator[Rule]:
+    """Method and objective that no strategy of several processes trains, on several processes."""
+    stranded = {
+        method: [name for name in OBJECTIVES if all(matrix.find_exclusion(method, name, each) for each in SHARING)]
+        for method in METHODS
+    }
+    stranded = {method: found for method, found in stranded.items() if found}
+    if not stranded:
+        return
+
+    def is_stranded(spec: FineTuneJobSpec) -> bool:
+        several = spec.parallelism.strategy is None and count_processes(spec) > 1
+        return several and spec.objective.type in stranded.get(spec.method.type, ())
+
+    pairs = " || ".join(
+        f"(self.method.type == '{method}' && self.objective.type in {found})" for method, found in stranded.items()
+    )
+    yield Rule(
+        "matrix-stranded",
+        _When(is_stranded, "resources.gpu.count", lambda s: s.resources.gpu.count),
+        "the method and the objective go together on one process only",
+        "ask for one GPU, or see the table in docs/reference/methods.md for what goes together",
+        "", f"has(self.parallelism.strategy) || {_PROCESSES} == 1 || !({pairs})",
+    )  # fmt: skip
+
+
 _ENV = "!has(self.env) || "
 _VOLUME_COUNT = " + ".join(
     f"(has(v.{field.alias}) ? 1 : 0)" for name, field in Volume.model_fields.items() if name != "name"
@@ -590,10 +616,10 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "strategy-shares",
-        _When(lambda s: s.parallelism.strategy in SHARING and count_processes(s) == 1, "parallelism.strategy", lambda s: s.parallelism.strategy),
-        "one process has nobody to share with",
-        "leave strategy out, or raise resources.gpu.count",
-        "", f"!has(self.parallelism.strategy) || !(self.parallelism.strategy in {SHARING}) || {_PROCESSES} > 1",
+        _When(lambda s: s.parallelism.strategy in SHARING and count_processes(s) == 1 and not list(_offload_to(s, "cpu", "nvme")), "parallelism.strategy", lambda s: s.parallelism.strategy),
+        "one process has nobody to share with, and nothing is offloaded",
+        "leave strategy out, raise resources.gpu.count, or set parallelism.offload",
+        "", f"!has(self.parallelism.strategy) || !(self.parallelism.strategy in {SHARING}) || {_PROCESSES} > 1 || self.parallelism.offload.optimizer != 'none' || self.parallelism.offload.parameters != 'none'",
     ),
     Rule(
         "processes-without-gpus",
@@ -626,14 +652,6 @@ RULES: tuple[Rule, ...] = (
         names="parallelism.offload",
     ),
     Rule(
-        "offload-needs-processes",
-        lambda s: _offload_to(s, "cpu", "nvme") if s.resources.gpu.count == 1 else iter(()),
-        "the strategies that can offload share among two processes or more",
-        "raise resources.gpu.count, or set it to none",
-        "", "self.resources.gpu.count != 1 || (self.parallelism.offload.optimizer == 'none' && self.parallelism.offload.parameters == 'none')",
-        names="parallelism.offload",
-    ),
-    Rule(
         "offload-to-nvme",
         lambda s: _offload_to(s, "nvme") if s.parallelism.strategy not in (None, "zero3") else iter(()),
         "only zero3 offloads to NVMe",
@@ -650,17 +668,17 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "offload-optimizer",
-        _When(lambda s: s.parallelism.offload.optimizer != "none" and s.training.optimizer in ON_GPU, "training.optimizer", lambda s: s.training.optimizer),
+        _When(lambda s: s.parallelism.offload.optimizer != "none" and s.training.optimizer in BITSANDBYTES, "training.optimizer", lambda s: s.training.optimizer),
         "bitsandbytes' optimisers step on the GPU, and parallelism.offload keeps their states elsewhere",
         "use adamw_torch, or set parallelism.offload.optimizer to none",
-        "", f"self.parallelism.offload.optimizer == 'none' || !has(self.training.optimizer) || !(self.training.optimizer in {ON_GPU})",
+        "", f"self.parallelism.offload.optimizer == 'none' || !has(self.training.optimizer) || !(self.training.optimizer in {BITSANDBYTES})",
     ),
     Rule(
         "fsdp-optimizer",
-        _When(lambda s: s.parallelism.strategy == "fsdp" and s.training.optimizer in ON_GPU, "training.optimizer", lambda s: s.training.optimizer),
+        _When(lambda s: s.parallelism.strategy == "fsdp" and s.training.optimizer in BITSANDBYTES, "training.optimizer", lambda s: s.training.optimizer),
         "bitsandbytes' optimisers don't know the sharded tensors of fsdp",
         "use adamw_torch_fused, or set parallelism.strategy to zero3",
-        "", f"!has(self.parallelism.strategy) || self.parallelism.strategy != 'fsdp' || !has(self.training.optimizer) || !(self.training.optimizer in {ON_GPU})",
+        "", f"!has(self.parallelism.strategy) || self.parallelism.strategy != 'fsdp' || !has(self.training.optimizer) || !(self.training.optimizer in {BITSANDBYTES})",
     ),
     _build_packing_rule("packing", lambda s: s.training.packing if s.training.packing != "none" else None, "self.training.packing == 'none'"),
     _build_packing_rule("paddingFree", lambda s: s.training.padding_free or None, "!self.training.paddingFree"),
@@ -941,6 +959,7 @@ RULES: tuple[Rule, ...] = (
     *_list_settings_rules(),
     *(_build_format_rule(each) for each in OBJECTIVES),
     *(_build_matrix_rule(each) for each in matrix.EXCLUSIONS),
+    *_list_stranded_rules(),
     Rule(
         "selector-values",
         _selector_values,

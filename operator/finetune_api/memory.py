@@ -513,7 +513,8 @@ def _halve_length(plan: TrainingPlan) -> Mend | None:
 
 
 def _shrink_optimizer(plan: TrainingPlan) -> Mend | None:
-    if OPTIMIZER_BYTES.get(plan.training.optimizer, 8) < 8:
+    # bitsandbytes doesn't know the sharded tensors of FSDP.
+    if OPTIMIZER_BYTES.get(plan.training.optimizer, 8) < 8 or plan.parallelism.strategy == "fsdp":
         return None
     return _mend(plan, "training", optimizer="adamw_8bit" if plan.parallelism.device == "cpu" else "paged_adamw_8bit")
 

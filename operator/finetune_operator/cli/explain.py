@@ -5,6 +5,7 @@ from typing import Any
 
 from pydantic.fields import FieldInfo
 
+from finetune_api import methods, objectives
 from finetune_api.model_base import ApiModel
 from finetune_api.spec import FineTuneJob
 from finetune_operator.plan.decide import Decided
@@ -14,8 +15,17 @@ from finetune_operator.settings import Settings
 
 def explain_job(job: FineTuneJob, written: dict[str, Any], decided: Decided, settings: Settings) -> list[Decision]:
     """A row for each field of the spec, in its order. ``written`` is the spec as the person wrote it."""
-    decisions = {decision.path: decision for decision in (*_list_platform(job, settings), *decided.decisions)}
+    told = (*_list_untaken(job), *_list_platform(job, settings), *decided.decisions)
+    decisions = {decision.path: decision for decision in told}
     return list(_explain(job.spec, written, "", decisions))
+
+
+def _list_untaken(job: FineTuneJob) -> Iterator[Decision]:
+    """What the method and the objective don't take."""
+    for setting in methods.SETTINGS - methods.METHODS[job.spec.method.type].settings:
+        yield Decision(f"method.{setting}", None, "default", f"for {', '.join(methods.list_taking(setting))}")
+    for setting in objectives.SETTINGS - objectives.OBJECTIVES[job.spec.objective.type].settings:
+        yield Decision(f"objective.{setting}", None, "default", f"for {', '.join(objectives.list_taking(setting))}")
 
 
 def _list_platform(job: FineTuneJob, settings: Settings) -> Iterator[Decision]:

@@ -90,7 +90,7 @@ def decide_plan(job: FineTuneJob, settings: Settings, layout: Layout) -> Decided
         observability=p.ObservabilityPlan(metrics_port=spec.observability.metrics_port, trackers=tuple(spec.observability.trackers or ())),
         cache_directory=layout.cache,
     )  # fmt: skip
-    plan = build_engine(spec, notes, fit_memory(spec, notes, plan), layout)
+    plan = build_engine(spec, fit_memory(spec, notes, build_engine(spec, plan, layout)), layout)
     resources = _decide_resources(job, settings, notes)
     return Decided(plan, resources, tuple(notes.made))
 

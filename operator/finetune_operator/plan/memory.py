@@ -17,7 +17,7 @@ def fit_memory(spec: FineTuneJobSpec, notes: Decisions, plan: p.TrainingPlan) ->
         plan, optimization, frozenset(given), find_shape(spec.model.source), spec.resources.gpu.memory_gib,
         kernels=bool(spec.training.fused_kernels),
     )  # fmt: skip
-    notes.choose("memory.optimization", asked, None, leveled.reason)
+    notes.made.append(Decision("memory.optimization", asked, "derived" if asked is None else "you", leveled.reason))
     for step in leveled.steps:
         for change in step.changes:
             notes.made.append(
@@ -31,6 +31,8 @@ def _list_kept(spec: FineTuneJobSpec) -> set[str]:
     kept = {"model.attention"}
     if spec.memory.optimization is None or spec.method.type != "lora":
         kept.add("method.type")
-    if "none" not in (spec.parallelism.offload.optimizer, spec.parallelism.offload.parameters):
+    if (spec.parallelism.offload.optimizer, spec.parallelism.offload.parameters) != ("none", "none"):
         kept.add("parallelism.strategy")
+    if spec.parallelism.offload.optimizer != "none":
+        kept.add("training.optimizer")
     return kept

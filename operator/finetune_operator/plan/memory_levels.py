@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
+from finetune_api.compatibility import BITSANDBYTES
 from finetune_api.matrix import find_exclusion
 from finetune_api.memory import (
     OFFLOADING_OBJECTIVES,
@@ -238,7 +239,9 @@ def _trim(situation: _Situation) -> _Taken | None:
 
 
 def _shrink_optimizer(situation: _Situation) -> _Taken | None:
-    if "adamw" not in situation.plan.training.optimizer:
+    plan = situation.plan
+    # bitsandbytes doesn't know the sharded tensors of FSDP.
+    if "adamw" not in plan.training.optimizer or plan.parallelism.strategy == "fsdp":
         return None
     optimizer = "paged_adamw_8bit" if _on_gpu(situation) else "adamw_8bit"
     return _change(situation, "training", "two bytes of state instead of eight", optimizer=optimizer)
@@ -257,11 +260,22 @@ def _share_out(situation: _Situation) -> _Taken | None:
     strategy, reason = choose_strategy(
         situation.shape, plan.method, plan.parallelism.world_size, situation.memory, plan.objective.type
     )
-    if situation.fits is None or strategy == "ddp":
+    unsharded = strategy == "fsdp" and plan.training.optimizer in BITSANDBYTES
+    if situation.fits is None or strategy == "ddp" or unsharded:
         strategy, reason = "zero3", "weights, gradients and states are shared out"
         if find_exclusion(plan.method.type, plan.objective.type, strategy) is not None:
             return None
-    return _change(situation, "parallelism", reason, strategy=strategy)
+    taken = _change(situation, "parallelism", reason, strategy=strategy)
+    if taken is None or not plan.training.batch_search:
+        return taken
+    if find_search_refusal(plan.objective.type, strategy, plan.dataset.streaming) is None:
+        return taken
+    if "training.autoFindBatchSize" in situation.given:
+        return None
+    changed, changes, reason = taken
+    training = changed.training.model_copy(update={"batch_search": False})
+    change = Change("training.autoFindBatchSize", True, False)
+    return changed.model_copy(update={"training": training}), (*changes, change), reason
 
 
 _LEVELS: dict[int, tuple[_Step, ...]] = {

@@ -24,33 +24,29 @@ def decide_parallelism(spec: FineTuneJobSpec, notes: Decisions, method: p.Method
 
 def decide_strategy(spec: FineTuneJobSpec, method: p.MethodPlan) -> tuple[StrategyType, str]:
     """(strategy, why) for a job that names none."""
-    processes, offload = count_processes(spec), spec.parallelism.offload
-    if processes == 1:
-        return "single", "there is one process"
+    gpu, objective, offload = spec.resources.gpu, spec.objective.type, spec.parallelism.offload
     if "nvme" in (offload.optimizer, offload.parameters):
         return "zero3", "the one that offloads to NVMe"
     if offload.parameters != "none":
         return "zero3", "shares out the parameters that are offloaded"
     if offload.optimizer != "none":
         return "zero2", "shares out the optimiser states that are offloaded"
-    gpu = spec.resources.gpu
-    if not gpu.count and find_exclusion(method.type, spec.objective.type, "ddp") is None:
+    if count_processes(spec) == 1:
+        return "single", "there is one process"
+    if not gpu.count and find_exclusion(method.type, objective, "ddp") is None:
         return "ddp", "the processes share one host's memory anyway"
-    return choose_strategy(find_shape(spec.model.source), method, processes, gpu.memory_gib, spec.objective.type)
+    return choose_strategy(find_shape(spec.model.source), method, count_processes(spec), gpu.memory_gib, objective)
 
 
-def build_engine(spec: FineTuneJobSpec, notes: Decisions, plan: p.TrainingPlan, layout: Layout) -> p.TrainingPlan:
+def build_engine(spec: FineTuneJobSpec, plan: p.TrainingPlan, layout: Layout) -> p.TrainingPlan:
     """The plan with the configuration of its strategy's engine."""
-    offload, strategy = spec.parallelism.offload, plan.parallelism.strategy
-    if strategy in ("zero1", "zero2", "zero3"):
-        config = {
-            "deepspeed": build_deepspeed_config(
-                strategy, plan.training.precision, offload.optimizer, offload.parameters, layout.scratch
-            )
-        }
-    elif strategy == "fsdp":
-        notes.choose("parallelism.sharding", spec.parallelism.sharding, "full", "least memory on each GPU")
-        config = {"fsdp": build_fsdp_config(spec.parallelism.sharding or "full", offload.parameters == "cpu")}
-    else:
-        return plan
-    return plan.model_copy(update={"parallelism": plan.parallelism.model_copy(update=config)})
+    parallelism, offload = plan.parallelism, spec.parallelism.offload
+    deepspeed = fsdp = None
+    if parallelism.strategy in ("zero1", "zero2", "zero3"):
+        deepspeed = build_deepspeed_config(
+            parallelism.strategy, plan.training.precision, offload.optimizer, offload.parameters, layout.scratch
+        )
+    elif parallelism.strategy == "fsdp":
+        fsdp = build_fsdp_config(spec.parallelism.sharding or "full", offload.parameters == "cpu", parallelism.nodes)
+    changed = parallelism.model_copy(update={"deepspeed": deepspeed, "fsdp": fsdp})
+    return plan.model_copy(update={"parallelism": changed})
