@@ -19,8 +19,12 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
 def prepare(plan: TrainingPlan, tokenizer: Any) -> tuple[PreparedData, Messages]:
     """The rows of the plan, and what was told about them."""
     told: Messages = []
-    name = prepare_data(plan, plan.model.source.location, tokenizer, lambda event, text: told.append((event, text)))
-    return load_data(plan, name), told
+
+    def tell(event: str, text: str) -> None:
+        told.append((event, text))
+
+    name = prepare_data(plan, plan.model.source.location, tokenizer, tell)
+    return load_data(plan, name, tokenizer, tell), told
 
 
 def prepared_folders(plan: TrainingPlan) -> list[Path]:

@@ -104,7 +104,8 @@ def test_tokens_are_counted_without_padding(make: Callable[..., TrainingPlan]) -
     plan = make(dataset={"validation_fraction": None}, training={"epochs": 1.0})
     result = run(plan)
     location = plan.model.source.location
-    rows = load_data(plan, prepare_data(plan, location, load_tokenizer(plan, location), print)).train
+    tokenizer = load_tokenizer(plan, location)
+    rows = load_data(plan, prepare_data(plan, location, tokenizer, print), tokenizer, print).train
     assert result.tokens_seen == sum(len(row["input_ids"]) for row in rows)
 
 

@@ -47,7 +47,7 @@ def ingest(plan: TrainingPlan, origin: Origin, encoder: Encoder, duplicates: Ded
     Raises: InvalidInputError naming file, row and field of the first broken rows; nothing is left out in silence.
     """
     tally = Tally(origin.source.uri)
-    write_rows(path, {**MEASURES, **kind_of(plan).columns}, _encode(plan, origin, encoder, duplicates, tally))
+    write_rows(path, {**MEASURES, **kind_of(plan).columns}, encode_rows(plan, origin, encoder, duplicates, tally))
     return tally
 
 
@@ -79,9 +79,10 @@ def _place(raw: RawRow) -> str:
     return f"{raw.file} row {raw.number}"
 
 
-def _encode(
+def encode_rows(
     plan: TrainingPlan, origin: Origin, encoder: Encoder, duplicates: Deduplicator, tally: Tally
 ) -> Iterator[Row]:
+    """The source's cleaned rows in full length, with ``MEASURES``. Raises: InvalidInputError as ``read_examples``."""
     kind = kind_of(plan)
     for place, example in read_examples(plan, origin, tally):
         text = text_of(example)

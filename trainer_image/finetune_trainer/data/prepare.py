@@ -18,16 +18,21 @@ from finetune_trainer.data.clean import Deduplicator
 from finetune_trainer.data.encode import Encoder
 from finetune_trainer.data.ingest import Origin, ingest, write_rows
 from finetune_trainer.data.rows import Row, kind_of
+from finetune_trainer.data.stream import read_head, require_streamable, stream_rows
 from finetune_trainer.data.tally import BEYOND, CUT, HELD_OUT, REWRITTEN, UNTRAINED, Tally
 from finetune_trainer.errors import InvalidInputError
 
 Tell = Callable[[str, str], None]
 """Takes an event's name and message."""
 
+_HEAD = 256
+"""Rows of a stream that are encoded before training begins."""
+
 
 @dataclass(frozen=True)
 class PreparedData:
-    """datasets.Dataset objects with the columns of the objective's kind of rows."""
+    """datasets.Dataset objects with the columns of the objective's kind of rows; streamed, ``train`` is an
+    IterableDataset without an end."""
 
     train: Any
     validation: Any
@@ -47,24 +52,31 @@ def prepare_data(plan: TrainingPlan, location: str, tokenizer: Any, tell: Tell) 
 
     Raises: InvalidInputError naming file, row and field of the first broken rows.
     """
+    if plan.dataset.streaming:
+        require_streamable(plan)
     positions = _find_positions(plan, location)
     name = name_content(plan, tokenizer, positions)
     folder = _locate(plan, name)
-    build_once(folder, partial(_build, plan, tokenizer, positions))
+    build = partial(_build_validation, plan, tokenizer, name) if plan.dataset.streaming else None
+    build_once(folder, build or partial(_build, plan, tokenizer, positions))
     for event, message in _read_report(folder)["messages"]:
         tell(event, message)
     return name
 
 
-def load_data(plan: TrainingPlan, name: str) -> PreparedData:
-    """Map what ``prepare_data`` wrote."""
+def load_data(plan: TrainingPlan, name: str, tokenizer: Any, tell: Tell) -> PreparedData:
+    """Map what ``prepare_data`` wrote; what is streamed is told of as it passes."""
     from datasets import Dataset
 
     folder = _locate(plan, name)
     report = _read_report(folder)
     validation = folder / "validation.arrow"
+    if plan.dataset.streaming:
+        train = stream_rows(plan, Encoder(tokenizer, plan.objective.response_only), tell)
+    else:
+        train = Dataset.from_file(str(folder / "train.arrow"))
     return PreparedData(
-        train=Dataset.from_file(str(folder / "train.arrow")),
+        train=train,
         validation=Dataset.from_file(str(validation)) if validation.exists() else None,
         fingerprint=report["fingerprint"],
         largest_id=report["largestId"],
@@ -126,7 +138,7 @@ def _build(plan: TrainingPlan, tokenizer: Any, positions: int | None, folder: Pa
         length = plan.training.max_length or _decide_length(plan, main, positions, messages)
         for part in parts:
             _fit(plan, part, length)
-        _require_stop(plan, tokenizer, [main, *mixtures], length)
+        _require_stop(plan, tokenizer, [stop for part in (main, *mixtures) for stop in part.of_fitting("stop")], length)
         train, validation = _split(plan, main, held_out or None, messages)
         train += _mix(plan, mixtures, len(train[0][1]), validation, messages)
 
@@ -144,7 +156,36 @@ def _build(plan: TrainingPlan, tokenizer: Any, positions: int | None, folder: Pa
         "sources": [part.tally.to_json() for part in parts],
         "messages": [*messages, *(message for part in parts for message in _describe(plan, part.tally, length))],
     }
-    (folder / "report.json").write_text(json.dumps(report, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    _write_report(folder, report)
+
+
+def _build_validation(plan: TrainingPlan, tokenizer: Any, name: str, folder: Path) -> None:
+    """Fill ``folder`` for rows that are streamed: validation.arrow and report.json. The first rows are looked at."""
+    dataset, length = plan.dataset, plan.training.max_length
+    encoder = Encoder(tokenizer, plan.objective.response_only)
+    _require_stop(plan, tokenizer, [row["stop"] for row in read_head(plan, encoder, _HEAD)], length)
+    parts: list[_Part] = []
+    if dataset.validation_source is not None:
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            origin = Origin(dataset.validation_source, dataset.split, dataset.format)
+            part = _read(plan, encoder, Deduplicator(dataset.cleaning), Path(scratch), origin)
+            _fit(plan, part, length)
+            write_rows(folder / "validation.arrow", kind_of(plan).columns, _cut(plan, [(part, part.fitting)], length))
+            parts.append(part)
+    report = {
+        "maxLength": length,
+        # The name has the sources' content in it. Any token may come.
+        "fingerprint": name[:16],
+        "largestId": len(tokenizer) - 1,
+        "sources": [part.tally.to_json() for part in parts],
+        "messages": [message for part in parts for message in _describe(plan, part.tally, length)],
+    }
+    _write_report(folder, report)
+
+
+def _write_report(folder: Path, report: dict[str, Any]) -> None:
+    text = json.dumps(report, ensure_ascii=False, indent=2) + "\n"
+    (folder / "report.json").write_text(text, encoding="utf-8")
 
 
 def _read(plan: TrainingPlan, encoder: Encoder, duplicates: Deduplicator, scratch: Path, origin: Origin) -> _Part:
@@ -180,15 +221,8 @@ def _decide_length(plan: TrainingPlan, main: _Part, positions: int | None, messa
 
 def _fit(plan: TrainingPlan, part: _Part, length: int) -> None:
     """Raises: InvalidInputError when no row fits ``length``."""
-    for number, (row_length, least, place) in enumerate(
-        zip(part.rows["length"][:], part.rows["least"][:], part.rows["place"][:], strict=True)
-    ):
-        if least > length:
-            part.tally.count(BEYOND, f"{place}, {row_length} tokens")
-            continue
-        if row_length > length:
-            part.tally.count(CUT, f"{place}, {row_length} tokens")
-        part.fitting.append(number)
+    measures = part.rows.select_columns(["length", "least", "place"])
+    part.fitting = [number for number, row in enumerate(measures) if part.tally.fits(row, length)]
     if not part.fitting:
         raise InvalidInputError(
             f"dataset {part.tally.uri}: training.maxLength {length} {kind_of(plan).loss} of all {part.tally.read} rows: "
@@ -196,11 +230,11 @@ def _fit(plan: TrainingPlan, part: _Part, length: int) -> None:
         )
 
 
-def _require_stop(plan: TrainingPlan, tokenizer: Any, parts: list[_Part], length: int) -> None:
+def _require_stop(plan: TrainingPlan, tokenizer: Any, lengths: list[int | None], length: int) -> None:
     """Raises: InvalidInputError when the model would learn answers and never their end."""
     if plan.objective.type == "pretrain" or OBJECTIVES[plan.objective.type].generates:
         return
-    stops = [stop for part in parts for stop in part.of_fitting("stop") if stop is not None]
+    stops = [stop for stop in lengths if stop is not None]
     if not stops:
         raise InvalidInputError(
             f"no row trains a token that ends an answer ({tokenizer.eos_token}, or the chat template's end of turn), so "

@@ -24,6 +24,13 @@ class Tally:
         if len(kept) < _EXAMPLES:
             kept.append(example)
 
+    def fits(self, row: dict[str, Any], length: int) -> bool:
+        """Whether ``length`` leaves something of an encoded row to train; counts what it does to it."""
+        fits: bool = row["least"] <= length
+        if row["length"] > length or not fits:
+            self.count(CUT if fits else BEYOND, f"{row['place']}, {row['length']} tokens")
+        return fits
+
     def to_json(self) -> dict[str, Any]:
         """For the report beside the prepared rows."""
         return {
