@@ -10,10 +10,16 @@ from finetune_api.plan import ResolvedSource, TrainingPlan
 
 
 def _sources(plan: TrainingPlan) -> list[ResolvedSource]:
-    sources = [plan.model.source, plan.dataset.source]
-    if plan.dataset.validation_source is not None:
-        sources.append(plan.dataset.validation_source)
-    return sources
+    sources = [
+        plan.model.source,
+        plan.dataset.source,
+        plan.dataset.validation_source,
+        *(mixture.source for mixture in plan.dataset.mixtures),
+        plan.method.resume_adapter,
+        plan.objective.reference_model,
+        plan.objective.reward_model,
+    ]
+    return [source for source in sources if source is not None]
 
 
 def _needs_network(plan: TrainingPlan) -> bool:
