@@ -3,15 +3,18 @@
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from finetune_api.exit_codes import ExitCode
 from finetune_api.memory import count_trainable, estimate, parse_shape
 from finetune_api.plan import MethodPlan, TrainingPlan
-from finetune_trainer.errors import InvalidInputError, is_out_of_memory
+from finetune_trainer.__main__ import run_plan
+from finetune_trainer.errors import InvalidInputError
 from finetune_trainer.memory.report import read_shape
 from finetune_trainer.objective.arguments import build_arguments
 from tests.trainer.conftest import adapter_bytes
@@ -88,13 +91,17 @@ def test_a_batch_that_does_not_fit_is_halved_and_a_resumed_run_keeps_it(make: Ca
     assert losses(plan) == pytest.approx(losses(whole), abs=1e-6)
 
 
-def test_not_even_one_row_fits(make: Callable[..., TrainingPlan]) -> None:
-    import torch
-
-    plan = make(training={**SHORT, "batch_search": True})
-    with memory_for(0), pytest.raises(torch.OutOfMemoryError) as caught:
-        run(plan)
-    assert is_out_of_memory(caught.value)
+def test_a_run_that_nothing_fits_exits_11_with_three_mends(
+    make: Callable[..., TrainingPlan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FINETUNE_TERMINATION_LOG", str(tmp_path / "termination"))
+    # In a thread of its own: the trainer takes over the signals of the main one.
+    with memory_for(0), ThreadPoolExecutor(1) as thread:
+        code = thread.submit(run_plan, make(training={**SHORT, "batch_search": True})).result()
+    assert code == ExitCode.OUT_OF_MEMORY
+    last_words = json.loads((tmp_path / "termination").read_text())
+    assert last_words["reason"] == "OutOfMemory"
+    assert last_words["message"].count("; or ") == 2 and last_words["message"].count(", which saves about ") == 3
 
 
 @pytest.mark.parametrize(
@@ -129,6 +136,14 @@ def test_what_the_objective_or_the_machine_can_not_do_is_refused(
 ) -> None:
     with pytest.raises(InvalidInputError, match=message):
         build_arguments(make(**changes), False, False)
+
+
+def test_settings_reach_transformers(make: Callable[..., TrainingPlan]) -> None:
+    training = {"activation_offload": True, "neftune_alpha": 5.0, "data_loader_workers": 2, "optimizer": "adamw_8bit"}
+    arguments = build_arguments(make(training=training, parallelism={"device": "cuda"}), False, False)
+    assert arguments["activation_offloading"] is True and arguments["use_liger_kernel"] is False
+    assert arguments["neftune_noise_alpha"] == 5.0 and arguments["dataloader_num_workers"] == 2
+    assert arguments["optim"] == "adamw_8bit" and "activation_offloading" not in build_arguments(make(), False, False)
 
 
 def test_workers_of_the_data_loader_change_no_bit(make: Callable[..., TrainingPlan]) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.markup import escape
 
-from finetune_api.memory import GIB, Estimate, ModelShape, estimate, find_shape, list_parts, parse_shape
+from finetune_api.memory import ASSUMED_LENGTH, GIB, Estimate, ModelShape, estimate, find_shape, list_parts, parse_shape
 from finetune_api.plan import TrainingPlan
 from finetune_api.presets import USABLE_SHARE, Task, recommend
 from finetune_api.spec import MODEL_SOURCE_PATTERN
@@ -72,9 +72,10 @@ def _bytes(estimated: Estimate) -> dict[str, int]:
 
 def _describe(plan: TrainingPlan, shape: ModelShape) -> str:
     training = plan.training
+    length = str(training.max_length) if training.max_length else f"{ASSUMED_LENGTH} (assumed)"
     return (
         f"{shape.parameters / 1e9:.2f}B parameters, {plan.method.type}, {plan.parallelism.strategy} on "
-        f"{plan.parallelism.world_size}, {training.per_device_batch_size} x {training.max_length} tokens"
+        f"{plan.parallelism.world_size}, {training.per_device_batch_size} x {length} tokens"
     )
 
 
