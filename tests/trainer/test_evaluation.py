@@ -24,13 +24,13 @@ ALL = ("perplexity", "token-accuracy", "bleu", "rouge", "exact-match")
 FULL: dict[str, Any] = {"type": "full", "lora": None}
 
 
-def write_one_answer(path: Path, count: int = 15) -> Path:
+def write_one_answer(path: Path, answer: str = "Yes, yes, indeed", count: int = 15) -> Path:
     """Conversations that all end in the same answer, which a tiny model learns in seconds."""
     rows = [
         {
             "messages": [
                 {"role": "user", "content": f"Is it {number}?"},
-                {"role": "assistant", "content": "Yes, indeed"},
+                {"role": "assistant", "content": answer},
             ]
         }
         for number in range(count)
@@ -52,7 +52,7 @@ dataset_kwargs: {{data_files: {{test: {folder}/asked.jsonl}}}}
 test_split: test
 output_type: multiple_choice
 doc_to_text: "<|im_start|>user\\n{{{{question}}}}<|im_end|>\\n<|im_start|>assistant\\n"
-doc_to_choice: ["Yes, indeed", "No"]
+doc_to_choice: ["Yes, yes, indeed", "No"]
 doc_to_target: 0
 target_delimiter: ""
 metric_list: [{{metric: acc}}]
@@ -69,7 +69,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> tuple
         tiny_model,
         write_one_answer(root / "rows.jsonl"),
         method=FULL,
-        training={"epochs": 12.0},
+        training={"epochs": 14.0},
         checkpoint={"every_steps": 99},
         evaluation={
             "metrics": ALL,

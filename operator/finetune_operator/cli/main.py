@@ -145,6 +145,21 @@ def preview(
 
 
 @app.command()
+def chat(
+    model: Annotated[str, typer.Option("--model", help="Folder of a model, or its id on the hub.", show_default=False)],
+    adapter: Annotated[list[str] | None, typer.Option(metavar="NAME=FOLDER", help="Adapter of that model; repeatable, the first one answers.", show_default=False)] = None,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Most new tokens of an answer.")] = 256,
+) -> None:  # fmt: skip
+    """Talk to a model here, and switch between its adapters without loading anything again.
+
+    /adapter NAME switches, /base disables adapters, /new forgets the conversation, /quit ends.
+    """
+    from finetune_operator.cli.chat import hold_chat
+
+    raise typer.Exit(hold_chat(model, adapter or [], max_tokens))
+
+
+@app.command()
 def version() -> None:
     """Print the version."""
     from importlib.metadata import PackageNotFoundError

@@ -50,7 +50,7 @@ def run_file(file: Path, output_dir: Path | None, claims: list[str], settings_fi
         for remark in local.remarks:
             open_stderr().print(f"note: {remark}", markup=False)
         status = _run(local, lock)
-    if status == ExitCode.OK:
+    if status in (ExitCode.OK, ExitCode.GATE_FAILED):
         print_summary(_read_result(local), open_stdout())
     elif status == ExitCode.PREEMPTED:
         open_stderr().print("stopped; the same command goes on from the last checkpoint", markup=False)

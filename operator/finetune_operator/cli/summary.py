@@ -13,6 +13,16 @@ def print_summary(result: Result, out: Console) -> None:
         out.print(f"training loss    {result.loss:.4f}")
     if result.eval_loss_before is not None and result.eval_loss is not None:
         out.print(f"validation loss  {result.eval_loss_before:.4f} before, {result.eval_loss:.4f} after")
+    for name, value in result.evaluation.items():
+        if name != "loss":
+            before = f"{result.evaluation_before[name]:.4g} before, " if name in result.evaluation_before else ""
+            out.print(f"{escape(name):<16} {before}{value:.4g} after")
+    for gate in result.gates:
+        bound, value = (f"{each:.4g}" if each is not None else "no number" for each in (gate.bound, gate.value))
+        style = "green" if gate.held else "bold red"
+        out.print(f"[{style}]gate             {escape(gate.metric)} {gate.op} {bound}: {value}[/]")
+    if result.best_step is not None:
+        out.print(f"best weights     of step {result.best_step}")
     out.print(f"speed            {result.tokens_per_second:,.0f} tokens/s")
     resumed = f", resumed {result.resumes} time{'s' if result.resumes > 1 else ''}" if result.resumes else ""
     out.print(f"wall time        {_duration(result.train_seconds)} of training{resumed}")
@@ -23,7 +33,10 @@ def print_summary(result: Result, out: Console) -> None:
         f"trained          {result.trainable_parameters:,} of {result.total_parameters:,} parameters ({share:.2%})"
     )
     for artifact in result.artifacts:
-        out.print(f"{artifact.type:<16} {escape(artifact.path)} ({_bytes(artifact.bytes)})")
+        verified = "" if artifact.difference is None else f", verified to {artifact.difference:.1g}"
+        out.print(f"{artifact.type:<16} {escape(artifact.path)} ({_bytes(artifact.bytes)}{verified})")
+    if result.pushed_to is not None:
+        out.print(f"uploaded to      {escape(result.pushed_to)}")
     for sample in result.samples:
         out.print(f"\n[bold]{escape(sample.prompt)}[/bold]")
         out.print(f"  before  {escape(_one_line(sample.before))}", style="dim")

@@ -61,7 +61,7 @@ def _upload(plan: TrainingPlan, hub: HubPlan, result: Result) -> str:
 
     # PEFT's card names the base model's folder, and a hub refuses a card whose base model isn't one of its own.
     ignored = None if plan.model.source.kind == "hf" else "README.md"
-    api = HfApi(token=os.environ[names.ENV_HF_TOKEN])
+    api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"), token=os.environ[names.ENV_HF_TOKEN])
     address = api.create_repo(hub.repo, private=hub.private, exist_ok=True)
     for artifact in result.artifacts:
         api.upload_folder(
