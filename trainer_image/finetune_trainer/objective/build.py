@@ -12,7 +12,17 @@ from finetune_trainer.model.adapter import finish_method
 from finetune_trainer.objective.arguments import build_arguments
 from finetune_trainer.objective.parts import Parts
 
-_MODULES: dict[ObjectiveType, str] = {"sft": "sft", "pretrain": "sft"}
+_MODULES: dict[ObjectiveType, str] = {
+    "sft": "sft",
+    "pretrain": "sft",
+    "dpo": "dpo",
+    "orpo": "orpo",
+    "kto": "kto",
+    "reward": "reward",
+    "ppo": "ppo",
+    "rloo": "rloo",
+    "grpo": "grpo",
+}
 """Objective -> module of this package with ``build_config(plan, arguments)`` and ``build(config, parts)``; loaded when
 it is needed, as TRL's trainers take seconds."""
 
