@@ -5,6 +5,7 @@ from typing import Any
 
 from transformers import TrainerState
 
+from finetune_api.objectives import OBJECTIVES
 from finetune_api.plan import TrainingPlan
 from finetune_api.progress import Result, Sample
 from finetune_trainer.checkpoint.best import load_best
@@ -43,7 +44,7 @@ def run_training(
 ) -> Result | None:
     """Prepare, train, evaluate, export; the result, on rank 0 only."""
     location, tokenizer, data = _prepare(plan, ranks, terminal)
-    plan = _with_length(plan, data.max_length)
+    plan = _without_samples(_with_length(plan, data.max_length))
     resume = _find_resume_point(plan, ranks, data, terminal)
     # Before the model: it sets up the engines that decide how the weights are loaded.
     config = build_config(plan, data.validation is not None, resumed=resume is not None)
@@ -176,12 +177,21 @@ def _with_length(plan: TrainingPlan, max_length: int) -> TrainingPlan:
     return plan.model_copy(update={"training": plan.training.model_copy(update={"max_length": max_length})})
 
 
+def _without_samples(plan: TrainingPlan) -> TrainingPlan:
+    """The plan without prompts to be answered, where the model only scores."""
+    if not OBJECTIVES[plan.objective.type].classifies:
+        return plan
+    return plan.model_copy(update={"evaluation": plan.evaluation.model_copy(update={"samples": ()})})
+
+
 def _count_samples(plan: TrainingPlan, data: PreparedData, state: TrainerState) -> int:
     """Rows taken from the training data so far."""
-    if plan.dataset.streaming:
-        training = plan.training
+    training = plan.training
+    generation = plan.objective.generation if plan.objective.type in ("grpo", "rloo") else None
+    if plan.dataset.streaming or generation is not None:
         batch = training.per_device_batch_size * training.gradient_accumulation * plan.parallelism.world_size
-        return int(state.global_step * batch)
+        # Of a prompt that is answered as a group, each answer counts in the batch; an epoch has full batches only.
+        return int(state.global_step * batch // (generation.completions if generation else 1))
     return round(state.epoch * len(data.train))
 
 
@@ -230,6 +240,7 @@ def _release_model(plan: TrainingPlan, trainer: Any, sketch: Any) -> Any:
         model = gather_model(model, sketch)
     trainer.accelerator.free_memory()
     trainer.model = trainer.model_wrapped = trainer.optimizer = trainer.lr_scheduler = None
+    trainer.ref_model = trainer.reward_funcs = None
     handler = trainer.callback_handler
     handler.model = handler.optimizer = handler.lr_scheduler = handler.train_dataloader = None
     return model
