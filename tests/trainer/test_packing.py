@@ -89,6 +89,17 @@ def test_a_packed_batch_has_the_loss_and_gradient_of_its_rows(make: Callable[...
             assert together == pytest.approx(alone, rel=1e-5)
 
 
+@pytest.mark.parametrize(("bits", "kind"), [(4, "nf4"), (8, "int8")])
+def test_rows_pack_on_a_quantised_base(make: Callable[..., TrainingPlan], bits: int, kind: str) -> None:
+    quantization = {"bits": bits, "type": kind, "double_quant": bits == 4, "compute_dtype": "float32"}
+    method = {"type": "qlora", **ALONE["method"], "quantization": quantization}
+    training = {**ONE_STEP, "packing": "bfd", "max_steps": 3}
+    plan = make(training=training, method=method, checkpoint={"every_steps": 3})
+    run(plan)
+    first, *_, last = losses(plan)
+    assert last < first
+
+
 def test_packing_fills_sequences_and_resumes_exactly(make: Callable[..., TrainingPlan], tmp_path: Path) -> None:
     """One epoch over 32 rows in fewer sequences; a run cut in two ends with the bits of one that wasn't."""
     from finetune_trainer.checkpoint.marker import read_marker
