@@ -428,14 +428,17 @@ def test_run_takes_one_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
 def test_summary_shows_what_matters() -> None:
     from rich.console import Console
 
-    from finetune_api.progress import ArtifactRecord, Sample
+    from finetune_api.progress import ArtifactRecord, GateOutcome, Sample
     from finetune_api.progress import Result as RunResult
 
     result = RunResult(
         run_id="r", job="support-bot", steps=30, epochs=3.0, loss=0.5, eval_loss_before=2.0, eval_loss=0.75, tokens_seen=9,
         tokens_per_second=1234.5, train_seconds=75.2, peak_host_memory_bytes=3 * 2**30, peak_gpu_memory_bytes=0,
         trainable_parameters=10, total_parameters=1000, resumes=1, versions={},
-        artifacts=(ArtifactRecord(type="adapter", path="/out/[adapter]", bytes=2048, sha256="x"),),
+        artifacts=(ArtifactRecord(type="adapter", path="/out/[adapter]", bytes=2048, sha256="x", difference=1e-5),),
+        evaluation_before={"loss": 2.0, "bleu": 1.5}, evaluation={"loss": 0.75, "bleu": 40.25, "harness/arc/acc": 0.5},
+        gates=(GateOutcome(metric="bleu", op=">=", bound=50.0, value=40.25, held=False),), best_step=20,
+        pushed_to="https://hub.example/acme/bot",
         samples=(Sample(prompt="Why?", before="no", after="yes\nyes"),),
     )  # fmt: skip
     out = io.StringIO()
@@ -447,7 +450,12 @@ def test_summary_shows_what_matters() -> None:
         "1m 15s",
         "resumed 1 time",
         "3.0 GiB",
-        "/out/[adapter] (2.0 KiB)",
+        "/out/[adapter] (2.0 KiB, verified to 1e-05)",
+        "bleu             1.5 before, 40.25 after",
+        "harness/arc/acc  0.5 after",
+        "gate             bleu >= 50: 40.25",
+        "best weights     of step 20",
+        "uploaded to      https://hub.example/acme/bot",
         "before  no",
         "after   yes yes",
     ):

@@ -18,9 +18,9 @@ def print_summary(result: Result, out: Console) -> None:
             before = f"{result.evaluation_before[name]:.4g} before, " if name in result.evaluation_before else ""
             out.print(f"{escape(name):<16} {before}{value:.4g} after")
     for gate in result.gates:
-        bound, value = (f"{each:.4g}" if each is not None else "no number" for each in (gate.bound, gate.value))
+        bound, met = (f"{each:.4g}" if each is not None else "no number" for each in (gate.bound, gate.value))
         style = "green" if gate.held else "bold red"
-        out.print(f"[{style}]gate             {escape(gate.metric)} {gate.op} {bound}: {value}[/]")
+        out.print(f"[{style}]gate             {escape(gate.metric)} {gate.op} {bound}: {met}[/]")
     if result.best_step is not None:
         out.print(f"best weights     of step {result.best_step}")
     out.print(f"speed            {result.tokens_per_second:,.0f} tokens/s")

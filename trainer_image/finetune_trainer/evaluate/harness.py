@@ -28,8 +28,8 @@ def list_harness_figures(harness: HarnessPlan) -> list[str]:
 
 def run_harness(plan: TrainingPlan, model: Any, tokenizer: Any) -> dict[str, float]:
     """Figures of the tasks. Where a task filters the answers first, the filter's name stands behind the metric's."""
-    import lm_eval
-    from lm_eval.models.huggingface import HFLM
+    import lm_eval  # type: ignore[import-untyped]
+    from lm_eval.models.huggingface import HFLM  # type: ignore[import-untyped]
 
     harness = plan.evaluation.harness
     assert harness is not None
@@ -56,7 +56,7 @@ def _names(harness: HarnessPlan) -> list[str]:
 
 
 def _task_manager(harness: HarnessPlan) -> Any:
-    from lm_eval.tasks import TaskManager
+    from lm_eval.tasks import TaskManager  # type: ignore[import-untyped]
 
     # To index the thousands that come with the harness takes seconds.
     return TaskManager(include_defaults=not all(task.startswith(_FILE) for task in harness.tasks))

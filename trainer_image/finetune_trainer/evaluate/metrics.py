@@ -136,7 +136,7 @@ def _bleu(answers: list[str], references: list[str]) -> dict[str, float]:
 
 
 def _rouge(answers: list[str], references: list[str]) -> dict[str, float]:
-    from rouge_score.rouge_scorer import RougeScorer
+    from rouge_score.rouge_scorer import RougeScorer  # type: ignore[import-untyped]
 
     names = list(_FIGURES["rouge"])
     scorer = RougeScorer(names, use_stemmer=True)
