@@ -43,6 +43,7 @@ COMPANIONS: tuple[Object, ...] = (
     *({"objective": {"type": each} | (_REWARDED if each in REWARDED else {})} for each in OBJECTIVES),
     {"objective": {"type": "dpo", "losses": ["hinge"]}},
     {"objective": {"type": "grpo", "rewardFunctions": ["number-match"]}},
+    {"training": {"maxSteps": 10}},
     {"resources": {"gpu": {"count": 2}}},
     {"output": {"artifacts": ["gguf"]}},
     {"evaluation": {"harness": {"tasks": ["arc_challenge"]}}},

@@ -52,6 +52,8 @@ OFFLOADED = ("optimizer", "parameters")
 SEARCHED = [name for name in OBJECTIVES if find_search_refusal(name, "single", False) is None]
 SEARCHING = [name for name in STRATEGIES if find_search_refusal("sft", name, False) is None]
 """Objectives and strategies whose batch size can be found by trying."""
+STREAMED = [name for name, objective in OBJECTIVES.items() if objective.rows == "language"]
+"""Objectives whose rows can be a stream."""
 CLASSIFYING = [name for name, objective in OBJECTIVES.items() if objective.classifies]
 CACHED: list[methods.MethodType] = ["prefix", "p-tuning-v2"]
 """Methods whose virtual tokens are a cache of keys and values."""
@@ -291,6 +293,25 @@ def _searchable(spec: FineTuneJobSpec) -> bool:
     )
 
 
+def _needs_all_rows(spec: FineTuneJobSpec) -> bool:
+    dataset, training = spec.dataset, spec.training
+    return (
+        spec.objective.type not in STREAMED
+        or (dataset.validation is not None and dataset.validation.fraction is not None)
+        or dataset.mixtures is not None
+        or training.packing != "none"
+        or training.padding_free
+        or training.auto_find_batch_size is True
+    )
+
+
+def _written_figures(spec: FineTuneJobSpec) -> Iterator[Hit]:
+    if spec.objective.type in CLASSIFYING:
+        for name in ("metrics", "harness"):
+            if (value := getattr(spec.evaluation, name)) is not None:
+                yield f"evaluation.{name}", _dump(value)
+
+
 def _alike_answers(spec: FineTuneJobSpec) -> Iterator[Hit]:
     training = spec.training
     rows, share, batches = training.global_batch_size, training.per_device_batch_size, training.gradient_accumulation
@@ -504,6 +525,35 @@ RULES: tuple[Rule, ...] = (
         "set value to a figure, or versusBase to a difference from the base model's",
         "evaluation", "!has(self.gates) || self.gates.all(g, has(g.value) != has(g.versusBase))",
         names="evaluation.gates",
+    ),
+    Rule(
+        "figures-of-answers",
+        _written_figures,
+        f"what {', '.join(CLASSIFYING)} trains scores instead of writing",
+        "leave metrics and harness out, and set gates on loss",
+        "", f"!(self.objective.type in {CLASSIFYING}) || (!has(self.evaluation.metrics) && !has(self.evaluation.harness))",
+        names="evaluation",
+    ),
+    Rule(
+        "perplexity-of-language",
+        _When(lambda s: "perplexity" in (s.evaluation.metrics or ()) and OBJECTIVES[s.objective.type].rows != "language", "evaluation.metrics", lambda s: s.evaluation.metrics),
+        f"perplexity is of a cross-entropy, the loss of {' and '.join(STREAMED)}",
+        "leave perplexity out",
+        "", f"self.objective.type in {STREAMED} || !has(self.evaluation.metrics) || !('perplexity' in self.evaluation.metrics)",
+    ),
+    Rule(
+        "streaming-steps",
+        _When(lambda s: s.dataset.streaming and s.training.max_steps is None, "dataset.streaming", lambda s: True),
+        "rows that stream in were never counted and make no epoch",
+        "set training.maxSteps instead of epochs",
+        "", "!self.dataset.streaming || has(self.training.maxSteps)",
+    ),
+    Rule(
+        "streaming-rows",
+        _When(lambda s: s.dataset.streaming and _needs_all_rows(s), "dataset.streaming", lambda s: True),
+        f"validation.fraction, mixtures, packing, paddingFree and autoFindBatchSize need all rows at once, and only {' and '.join(STREAMED)} learn from a stream",
+        "set validation.source and leave the others out, or leave streaming out",
+        "", f"!self.dataset.streaming || (self.objective.type in {STREAMED} && !(has(self.dataset.validation) && has(self.dataset.validation.fraction)) && !has(self.dataset.mixtures) && self.training.packing == 'none' && !self.training.paddingFree && !(has(self.training.autoFindBatchSize) && self.training.autoFindBatchSize))",
     ),
     Rule(
         "cleaning-lengths",

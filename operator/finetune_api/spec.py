@@ -163,6 +163,8 @@ class Dataset(ApiModel):
         default=None, examples=[[{"source": "pvc://data/general.jsonl", "weight": 0.2}]]
     )
     """Further sources mixed into the training rows."""
+    streaming: bool = False
+    """Rows are read and encoded as the training takes them, for data that is larger than the disk."""
 
 
 class Quantization(ApiModel):

@@ -148,6 +148,7 @@ def _decide_dataset(spec: FineTuneJobSpec, notes: Decisions, layout: Layout) -> 
         validation_source=resolve_source(validation.source, "validation", layout) if validation and validation.source else None,
         validation_fraction=validation.fraction if validation else None,
         max_samples=spec.dataset.max_samples,
+        streaming=spec.dataset.streaming,
         cleaning=p.CleaningPlan(**spec.dataset.cleaning.model_dump()),
         mixtures=tuple(
             p.MixturePlan(

@@ -33,6 +33,8 @@ def _list_kept(spec: FineTuneJobSpec) -> set[str]:
         kept.add("method.type")
     if (spec.parallelism.offload.optimizer, spec.parallelism.offload.parameters) != ("none", "none"):
         kept.add("parallelism.strategy")
+    if spec.dataset.streaming:
+        kept.add("training.maxLength")
     if spec.parallelism.offload.optimizer != "none":
         kept.add("training.optimizer")
     return kept
