@@ -148,7 +148,7 @@ def test_exit_codes_of_gates(make: Callable[..., TrainingPlan], start: Start) ->
     trainer = start(failing)
     assert trainer.wait() == ExitCode.GATE_FAILED, trainer.log.read_text()[-2000:]
     assert trainer.termination["reason"] == "GateFailed"
-    assert trainer.termination["message"].startswith("the trained model misses evaluation.gate: loss is ")
+    assert trainer.termination["message"].startswith("the trained model misses evaluation.gates: loss is ")
     assert "has to be < 0.5" in trainer.termination["message"]
     assert [record["type"] for record in trainer.termination["artifacts"]] == ["adapter"]
     result = Result.model_validate_json((Path(failing.output.directory) / "result.json").read_bytes())

@@ -36,7 +36,7 @@ def require_known_metrics(plan: TrainingPlan, has_validation: bool) -> None:
         metric = gate.metric.partition(",")[0]
         if metric not in known and not _is_of_group(metric, plan):
             raise InvalidInputError(
-                f"evaluation.gate metric {gate.metric} is none of this run's: {', '.join(known) or 'there is none'}; add "
+                f"evaluation.gates metric {gate.metric} is none of this run's: {', '.join(known) or 'there is none'}; add "
                 "it to evaluation.metrics or evaluation.harness, or set dataset.validation for loss"
             )
 
@@ -61,7 +61,7 @@ def require_gates(result: Result) -> None:
             f"{outcome.metric} is {_show(outcome.value)}, has to be {outcome.op} {_show(outcome.bound)}"
             for outcome in failed
         )
-        raise GateFailedError(f"the trained model misses evaluation.gate: {told}; its artifacts are kept")
+        raise GateFailedError(f"the trained model misses evaluation.gates: {told}; its artifacts are kept")
 
 
 def _decide(gate: GatePlan, before: dict[str, float], after: dict[str, float]) -> GateOutcome:
