@@ -34,7 +34,22 @@ class Exclusion:
         )
 
 
-EXCLUSIONS: tuple[Exclusion, ...] = ()
+EXCLUSIONS: tuple[Exclusion, ...] = (
+    Exclusion(
+        name="adalora-engine",
+        reason="AdaLoRA ranks its singular values by their gradients, which DeepSpeed and FSDP don't leave on the parameters",
+        instead="parallelism.strategy ddp, or method.type lora",
+        methods=("adalora",),
+        strategies=("zero1", "zero2", "zero3", "fsdp"),
+    ),
+    Exclusion(
+        name="virtual-tokens-shared-out",
+        reason="PEFT computes virtual tokens outside the model's forward pass, where weights that are shared out aren't gathered",
+        instead="parallelism.strategy ddp or zero2: what these methods train is small",
+        methods=("prefix", "prompt", "p-tuning", "p-tuning-v2"),
+        strategies=("zero3", "fsdp"),
+    ),
+)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,48 @@
+"""Several ranks of one plan, started as torchrun would."""
+
+import socket
+from typing import Any
+
+from finetune_api.plan import TrainingPlan
+from finetune_api.strategies import StrategyType
+from finetune_operator.plan.engines import build_deepspeed_config, build_fsdp_config
+from tests.trainer.conftest import Start, TrainerProcess
+
+
+def share_out(strategy: StrategyType, processes: int = 2, **engine: Any) -> dict[str, Any]:
+    """The plan's section ``parallelism``; ``engine`` goes to the builder of the engine's configuration."""
+    section: dict[str, Any] = {"strategy": strategy, "processes_per_node": processes}
+    if strategy in ("zero1", "zero2", "zero3"):
+        section["deepspeed"] = build_deepspeed_config(strategy, "fp32", **engine)
+    elif strategy == "fsdp":
+        section["fsdp"] = build_fsdp_config(**engine)
+    return section
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def start_ranks(start: Start, plan: TrainingPlan) -> list[TrainerProcess]:
+    """A process for each rank of the plan."""
+    size = str(plan.parallelism.world_size)
+    shared = {
+        "WORLD_SIZE": size,
+        "LOCAL_WORLD_SIZE": size,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+    }
+    return [
+        start(plan, environment={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+        for rank in range(plan.parallelism.world_size)
+    ]
+
+
+def run_ranks(start: Start, plan: TrainingPlan) -> list[TrainerProcess]:
+    """The plan's ranks, which have all done it."""
+    ranks = start_ranks(start, plan)
+    codes = [rank.wait() for rank in ranks]
+    assert not any(codes), "\n".join(rank.log.read_text()[-3000:] for rank in ranks)
+    return ranks
