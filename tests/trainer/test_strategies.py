@@ -11,6 +11,7 @@ from finetune_api.exit_codes import ExitCode
 from finetune_api.plan import TrainingPlan
 from finetune_api.progress import Result
 from finetune_api.strategies import STRATEGIES, StrategyType
+from finetune_trainer.errors import InvalidInputError
 from tests.trainer.conftest import Start
 from tests.trainer.plans import make_plan, write_conversations
 from tests.trainer.ranks import run_ranks, share_out, start_ranks
@@ -109,12 +110,11 @@ def test_a_stopped_run_ends_as_one_that_was_never_stopped(
     assert _result(stopped).samples == _result(whole).samples
 
 
-@pytest.mark.parametrize("strategy", ["zero3", "fsdp"])
-def test_what_is_offloaded_trains_the_same(
-    strategy: StrategyType, alone: tuple[list[float], Result], tiny_model: Path, tmp_path: Path, start: Start
+def test_what_zero_offloads_trains_the_same(
+    alone: tuple[list[float], Result], tiny_model: Path, tmp_path: Path, start: Start
 ) -> None:
-    engine = {"offload": True} if strategy == "fsdp" else {"offload_optimizer": "cpu", "offload_parameters": "cpu"}
-    plan = _plan(tmp_path, tiny_model, 4, 1, parallelism=share_out(strategy, **engine))
+    engine = {"offload_optimizer": "cpu", "offload_parameters": "cpu"}
+    plan = _plan(tmp_path, tiny_model, 4, 1, parallelism=share_out("zero3", **engine))
     run_ranks(start, plan)
     assert losses(plan) == pytest.approx(alone[0], abs=1e-4)
 
@@ -122,9 +122,18 @@ def test_what_is_offloaded_trains_the_same(
 def test_hybrid_sharding_keeps_a_copy_on_each_node(
     alone: tuple[list[float], Result], tiny_model: Path, tmp_path: Path, start: Start
 ) -> None:
-    """Four ranks as two nodes of two: the weights are whole in each pair, so a checkpoint holds two shares."""
+    """Four ranks as two nodes of two: each weight is cut in two, not in four."""
+    from torch.distributed.checkpoint import FileSystemReader
+
     plan = _plan(tmp_path, tiny_model, 2, 1, parallelism=share_out("fsdp", 4, sharding="hybrid", nodes=2))
     run_ranks(start, plan)
     assert losses(plan) == pytest.approx(alone[0], abs=1e-4)
-    weights = Path(plan.checkpoint.directory) / f"checkpoint-{STEPS}" / "pytorch_model_fsdp_0"
-    assert len(list(weights.glob("*.distcp"))) == 2
+    checkpoint = Path(plan.checkpoint.directory) / f"checkpoint-{STEPS}"
+    weights = FileSystemReader(checkpoint / "pytorch_model_fsdp_0").read_metadata().state_dict_metadata
+    assert {len(weight.chunks) for weight in weights.values()} == {2}
+
+
+def test_what_cannot_be_shared_out_is_told(tiny_model: Path, tmp_path: Path) -> None:
+    plan = _plan(tmp_path, tiny_model, 4, 1, parallelism=share_out("fsdp", 1, offload=True))
+    with pytest.raises(InvalidInputError, match=r"parallelism\.offload\.parameters cpu: without a GPU"):
+        run(plan)

@@ -65,12 +65,19 @@ def build_arguments(plan: TrainingPlan, has_validation: bool, resumed: bool) -> 
 
 
 def _build_engine(parallelism: ParallelismPlan) -> dict[str, Any]:
-    """What tells transformers of DeepSpeed or FSDP. It writes into what it is given, so these are copies."""
+    """What tells transformers of DeepSpeed or FSDP. It writes into what it is given, so these are copies.
+
+    Raises: InvalidInputError for an offload that this machine can't have.
+    """
     if parallelism.deepspeed is not None:
         return {"deepspeed": copy.deepcopy(parallelism.deepspeed)}
     if parallelism.fsdp is None:
         return {}
     fsdp = copy.deepcopy(parallelism.fsdp)
+    if fsdp["cpu_offload"] and parallelism.device == "cpu":
+        raise InvalidInputError(
+            "parallelism.offload.parameters cpu: without a GPU all is in host memory already: use none"
+        )
     replicas = fsdp.pop("dp_replicate_size", 1)
     if replicas == 1:
         return {"fsdp": True, "fsdp_config": fsdp}
