@@ -26,9 +26,9 @@ class ResolvedSource(ApiModel):
 
     uri: str
     """As the person wrote it; for messages."""
-    kind: Literal["hf", "file", "package"]
+    kind: Literal["hf", "file", "package", "s3"]
     """hf: ``location`` is a hub repository id. file: an absolute path. package: ``distribution/file`` of an installed
-    Python package."""
+    Python package. s3: ``bucket/key`` of a dataset's file or folder."""
     location: str
 
 

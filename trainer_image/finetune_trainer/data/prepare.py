@@ -18,6 +18,7 @@ from finetune_trainer.data.clean import Deduplicator
 from finetune_trainer.data.encode import Encoder
 from finetune_trainer.data.ingest import Origin, ingest, write_rows
 from finetune_trainer.data.rows import Row, kind_of
+from finetune_trainer.data.s3 import fetch_sources
 from finetune_trainer.data.stream import read_head, require_streamable, stream_rows
 from finetune_trainer.data.tally import BEYOND, CUT, HELD_OUT, REWRITTEN, UNTRAINED, Tally
 from finetune_trainer.errors import InvalidInputError
@@ -54,6 +55,7 @@ def prepare_data(plan: TrainingPlan, location: str, tokenizer: Any, tell: Tell) 
     """
     if plan.dataset.streaming:
         require_streamable(plan)
+    plan = fetch_sources(plan)
     positions = _find_positions(plan, location)
     name = name_content(plan, tokenizer, positions)
     folder = _locate(plan, name)
@@ -72,7 +74,7 @@ def load_data(plan: TrainingPlan, name: str, tokenizer: Any, tell: Tell) -> Prep
     report = _read_report(folder)
     validation = folder / "validation.arrow"
     if plan.dataset.streaming:
-        train = stream_rows(plan, Encoder(tokenizer, plan.objective.response_only), tell)
+        train = stream_rows(fetch_sources(plan), Encoder(tokenizer, plan.objective.response_only), tell)
     else:
         train = Dataset.from_file(str(folder / "train.arrow"))
     return PreparedData(

@@ -40,10 +40,12 @@ def preview(plan: TrainingPlan, count: int) -> list[PreviewedRow]:
     from finetune_trainer.data.encode import Encoder
     from finetune_trainer.data.ingest import Origin, read_examples
     from finetune_trainer.data.rows import kind_of
+    from finetune_trainer.data.s3 import fetch_sources
     from finetune_trainer.data.tally import Tally
     from finetune_trainer.model.load import load_tokenizer
     from finetune_trainer.model.source import locate_model
 
+    plan = fetch_sources(plan)
     tokenizer = load_tokenizer(plan, locate_model(plan))
     encoder, kind = Encoder(tokenizer, plan.objective.response_only), kind_of(plan)
     origin = Origin(plan.dataset.source, plan.dataset.split, plan.dataset.format, count)
