@@ -18,7 +18,7 @@ from finetune_api.names import ENV_HF_TOKEN, ENV_WANDB_API_KEY, GPU_PRODUCT_LABE
 from finetune_api.objectives import OBJECTIVES
 from finetune_api.packing import PackingSetting, find_packing_refusal
 from finetune_api.spec import FineTuneJobSpec, Generation, Method, Objective
-from finetune_api.strategies import STRATEGIES
+from finetune_api.strategies import STRATEGIES, StrategyType
 
 # A hit is (path below spec, offending value).
 Hit = tuple[str, Any]
@@ -67,7 +67,18 @@ def count_processes(spec: FineTuneJobSpec) -> int:
     return spec.resources.gpu.count or spec.parallelism.processes or 1
 
 
-# The same in CEL, of the spec.
+def find_strategy(spec: FineTuneJobSpec) -> StrategyType | None:
+    """The strategy that the job names, or that its offload leaves; None: it is still to be chosen."""
+    offload = spec.parallelism.offload
+    if spec.parallelism.strategy is not None:
+        return spec.parallelism.strategy
+    if offload.parameters != "none" or offload.optimizer == "nvme":
+        return "zero3"
+    return "zero2" if offload.optimizer == "cpu" else None
+
+
+# The same in CEL, of the spec; the strategy is '' where it is still to be chosen.
+_STRATEGY = "(has(self.parallelism.strategy) ? self.parallelism.strategy : self.parallelism.offload.parameters != 'none' || self.parallelism.offload.optimizer == 'nvme' ? 'zero3' : self.parallelism.offload.optimizer == 'cpu' ? 'zero2' : '')"
 _PROCESSES = "(self.resources.gpu.count > 0 ? self.resources.gpu.count : has(self.parallelism.processes) ? self.parallelism.processes : 1)"
 
 
@@ -287,7 +298,7 @@ def _source_volumes(spec: FineTuneJobSpec) -> Iterator[Hit]:
 
 
 def _searchable(spec: FineTuneJobSpec) -> bool:
-    strategy = spec.parallelism.strategy
+    strategy = find_strategy(spec)
     return spec.objective.type in SEARCHED and (
         count_processes(spec) == 1 if strategy is None else strategy in SEARCHING
     )
@@ -318,7 +329,7 @@ def _alike_answers(spec: FineTuneJobSpec) -> Iterator[Hit]:
     if rows is None and share is not None and batches is not None:
         rows = share * batches * count_processes(spec)
     completions = (spec.objective.generation or Generation()).completions
-    if spec.objective.type in GROUPED and rows is not None and rows % completions:
+    if spec.objective.type in REWARDED and rows is not None and rows % completions:
         yield "objective.generation.completions", completions
 
 
@@ -413,17 +424,18 @@ def _build_matrix_rule(exclusion: matrix.Exclusion) -> Rule:
 
     def find(spec: FineTuneJobSpec) -> Iterator[Hit]:
         chosen = {
-            "parallelism.strategy": spec.parallelism.strategy,
+            "parallelism.strategy": find_strategy(spec),
             "method.type": spec.method.type,
             "objective.type": spec.objective.type,
         }
-        if exclusion.covers(spec.method.type, spec.objective.type, spec.parallelism.strategy):
+        if exclusion.covers(spec.method.type, spec.objective.type, find_strategy(spec)):
             path = next(iter(axes))
             yield path, chosen[path]
 
-    terms = [f"self.{path} in {list(refused)}" for path, refused in axes.items()]
-    if exclusion.strategies:
-        terms.insert(0, "has(self.parallelism.strategy)")
+    terms = [
+        f"{_STRATEGY if path == 'parallelism.strategy' else f'self.{path}'} in {list(refused)}"
+        for path, refused in axes.items()
+    ]
     return Rule(
         f"matrix-{exclusion.name}", find, exclusion.reason, exclusion.instead, "", f"!({' && '.join(terms)})", names=next(iter(axes))
     )  # fmt: skip
@@ -440,7 +452,7 @@ def _list_stranded_rules() -> Iterator[Rule]:
         return
 
     def is_stranded(spec: FineTuneJobSpec) -> bool:
-        several = spec.parallelism.strategy is None and count_processes(spec) > 1
+        several = find_strategy(spec) is None and count_processes(spec) > 1
         return several and spec.objective.type in stranded.get(spec.method.type, ())
 
     pairs = " || ".join(
@@ -451,7 +463,7 @@ def _list_stranded_rules() -> Iterator[Rule]:
         _When(is_stranded, "resources.gpu.count", lambda s: s.resources.gpu.count),
         "the method and the objective go together on one process only",
         "ask for one GPU, or see the table in docs/reference/methods.md for what goes together",
-        "", f"has(self.parallelism.strategy) || {_PROCESSES} == 1 || !({pairs})",
+        "", f"{_STRATEGY} != '' || {_PROCESSES} == 1 || !({pairs})",
     )  # fmt: skip
 
 
@@ -623,10 +635,10 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "initial-rank",
-        _When(lambda s: s.method.initial_rank is not None and s.method.initial_rank < (s.method.rank or RANK), "method.initialRank", lambda s: s.method.initial_rank),
-        "adalora only cuts ranks, so the first one can't be below the last",
-        f"raise it to method.rank ({RANK} when absent) or more",
-        "method", f"!has(self.initialRank) || self.initialRank >= (has(self.rank) ? self.rank : {RANK})",
+        _When(lambda s: s.method.initial_rank is not None and s.method.initial_rank <= (s.method.rank or RANK), "method.initialRank", lambda s: s.method.initial_rank),
+        "adalora only cuts ranks, so the first one has to be above the last",
+        f"raise it above method.rank ({RANK} when absent)",
+        "method", f"!has(self.initialRank) || self.initialRank > (has(self.rank) ? self.rank : {RANK})",
     ),
     Rule(
         "rewarded",
@@ -643,6 +655,20 @@ RULES: tuple[Rule, ...] = (
         "objective", "!has(self.lossWeights) || size(self.lossWeights) == (has(self.losses) ? size(self.losses) : 1)",
     ),
     Rule(
+        "smoothed-losses",
+        _When(lambda s: "exo_pair" in (s.objective.losses or ()) and not s.objective.label_smoothing, "objective.losses", lambda s: s.objective.losses),
+        "exo_pair takes the logarithm of labelSmoothing, which is 0",
+        "set labelSmoothing, such as 0.001 (the paper's)",
+        "objective", "!has(self.losses) || !('exo_pair' in self.losses) || (has(self.labelSmoothing) && self.labelSmoothing > 0.0)",
+    ),
+    Rule(
+        "kto-compares-rows",
+        _When(lambda s: s.objective.type == "kto" and s.training.per_device_batch_size == 1, "training.perDeviceBatchSize", lambda s: 1),
+        "kto estimates the distance to the reference from the other rows of a batch",
+        "use 2 or more",
+        "", "self.objective.type != 'kto' || !has(self.training.perDeviceBatchSize) || self.training.perDeviceBatchSize > 1",
+    ),
+    Rule(
         "completions-compared",
         _When(lambda s: s.objective.type in GROUPED and s.objective.generation is not None and s.objective.generation.completions == 1, "objective.generation.completions", lambda s: 1),
         f"{' and '.join(GROUPED)} compare answers to the same prompt",
@@ -654,7 +680,7 @@ RULES: tuple[Rule, ...] = (
         _alike_answers,
         "the answers to one prompt (8 when absent) must fit the rows of an optimiser step: globalBatchSize, or perDeviceBatchSize x gradientAccumulation x processes",
         "choose a number that divides those rows, or leave gradientAccumulation out",
-        "", f"!(self.objective.type in {GROUPED}) || (has(self.training.globalBatchSize) ? self.training.globalBatchSize : has(self.training.perDeviceBatchSize) && has(self.training.gradientAccumulation) ? self.training.perDeviceBatchSize * self.training.gradientAccumulation * {_PROCESSES} : 0) % (has(self.objective.generation) ? self.objective.generation.completions : {Generation().completions}) == 0",
+        "", f"!(self.objective.type in {REWARDED}) || (has(self.training.globalBatchSize) ? self.training.globalBatchSize : has(self.training.perDeviceBatchSize) && has(self.training.gradientAccumulation) ? self.training.perDeviceBatchSize * self.training.gradientAccumulation * {_PROCESSES} : 0) % (has(self.objective.generation) ? self.objective.generation.completions : {Generation().completions}) == 0",
         names="objective.generation.completions",
     ),
     Rule(
@@ -737,7 +763,7 @@ RULES: tuple[Rule, ...] = (
         _When(lambda s: s.training.auto_find_batch_size is True and not _searchable(s), "training.autoFindBatchSize", lambda s: True),
         f"a batch can be tried for {', '.join(SEARCHED)}, on one process or with parallelism.strategy {' or '.join(SEARCHING[1:])}",
         "leave it out, and lower perDeviceBatchSize if need be",
-        "", f"!has(self.training.autoFindBatchSize) || !self.training.autoFindBatchSize || (self.objective.type in {SEARCHED} && (has(self.parallelism.strategy) ? self.parallelism.strategy in {SEARCHING} : {_PROCESSES} == 1))",
+        "", f"!has(self.training.autoFindBatchSize) || !self.training.autoFindBatchSize || (self.objective.type in {SEARCHED} && ({_STRATEGY} == '' ? {_PROCESSES} == 1 : {_STRATEGY} in {SEARCHING}))",
     ),
     Rule(
         "cpu-activations",

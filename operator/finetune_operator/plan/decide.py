@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from finetune_api import plan as p
-from finetune_api.compatibility import CACHED, GROUPED, count_processes
+from finetune_api.compatibility import CACHED, count_processes
 from finetune_api.methods import METHODS
 from finetune_api.objectives import OBJECTIVES
 from finetune_api.spec import FineTuneJob, FineTuneJobSpec, Generation, Gguf
@@ -250,7 +250,7 @@ def _decide_optimizer(spec: FineTuneJobSpec, parallelism: p.ParallelismPlan) -> 
 def _decide_batch(spec: FineTuneJobSpec, notes: Decisions) -> tuple[int, int]:
     """(rows a device takes at once, batches accumulated)."""
     training, devices = spec.training, count_processes(spec)
-    usual = 4 if METHODS[spec.method.type].adapter else 1
+    usual = 4 if METHODS[spec.method.type].adapter or spec.objective.type == "kto" else 1
     if training.global_batch_size is not None:
         share = training.global_batch_size // devices
         fitting = max(size for size in range(1, usual + 1) if share % size == 0)
@@ -271,7 +271,7 @@ def _decide_batch(spec: FineTuneJobSpec, notes: Decisions) -> tuple[int, int]:
         math.ceil(GLOBAL_BATCH_SIZE / (batch * devices)),
         f"makes about {GLOBAL_BATCH_SIZE} rows an optimiser step",
     )
-    if spec.objective.type in GROUPED:
+    if OBJECTIVES[spec.objective.type].generates:
         completions = (spec.objective.generation or Generation()).completions
         whole = completions // math.gcd(completions, batch * devices)
         needed, because = math.ceil(needed / whole) * whole, f"the {completions} answers to a prompt stay in one step"

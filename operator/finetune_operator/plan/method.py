@@ -31,7 +31,10 @@ def _decide_lora(method: Method, notes: Decisions) -> p.LoraPlan:
         ratio = notes.choose("method.learningRateRatio", method.learning_rate_ratio, 16.0, "as in the LoRA+ paper")
     if method.type == "adalora":
         first = notes.choose(
-            "method.initialRank", method.initial_rank, rank * 3 // 2, "1.5 x rank, as in the AdaLoRA paper"
+            "method.initialRank",
+            method.initial_rank,
+            max(rank + 1, rank * 3 // 2),
+            "1.5 x rank, as in the AdaLoRA paper",
         )
     return p.LoraPlan(
         rank=rank,

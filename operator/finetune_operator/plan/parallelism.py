@@ -1,7 +1,7 @@
 """How processes share the training: the strategy, and its engine's configuration."""
 
 from finetune_api import plan as p
-from finetune_api.compatibility import count_processes
+from finetune_api.compatibility import count_processes, find_strategy
 from finetune_api.matrix import find_exclusion
 from finetune_api.memory import find_shape
 from finetune_api.presets import choose_strategy
@@ -24,13 +24,9 @@ def decide_parallelism(spec: FineTuneJobSpec, notes: Decisions, method: p.Method
 
 def decide_strategy(spec: FineTuneJobSpec, method: p.MethodPlan) -> tuple[StrategyType, str]:
     """(strategy, why) for a job that names none."""
-    gpu, objective, offload = spec.resources.gpu, spec.objective.type, spec.parallelism.offload
-    if "nvme" in (offload.optimizer, offload.parameters):
-        return "zero3", "the one that offloads to NVMe"
-    if offload.parameters != "none":
-        return "zero3", "shares out the parameters that are offloaded"
-    if offload.optimizer != "none":
-        return "zero2", "shares out the optimiser states that are offloaded"
+    gpu, objective, implied = spec.resources.gpu, spec.objective.type, find_strategy(spec)
+    if implied is not None:
+        return implied, "shares out what parallelism.offload puts elsewhere"
     if count_processes(spec) == 1:
         return "single", "there is one process"
     if not gpu.count and find_exclusion(method.type, objective, "ddp") is None:
