@@ -81,7 +81,7 @@ def _build(
         save_adapter(plan, model, adapter)
         tokenizer.save_pretrained(adapter)
         built["adapter"] = _Built(adapter, expected)
-        if plan.output.artifacts == ("adapter",):
+        if not {"merged", "gguf"}.intersection(plan.output.artifacts):
             return built
         if plan.method.quantization is not None:
             model = dequantise_base(model, adapter)
