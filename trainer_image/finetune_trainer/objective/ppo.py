@@ -334,7 +334,6 @@ class PpoTrainer(NeutralEvaluation, Trainer):  # type: ignore[misc]
     @contextmanager
     def _as_at_start(self) -> Iterator[None]:
         """The model is the reference."""
-        self._keep_start()
         self._swap_weights()
         try:
             yield
@@ -349,6 +348,11 @@ class PpoTrainer(NeutralEvaluation, Trainer):  # type: ignore[misc]
                 self._start = {name: weight.detach().clone() for name, weight in trained.items()}
 
     def _swap_weights(self) -> None:
+        for module in self.model.modules():
+            if isinstance(module, FSDPModule):
+                # What a forward pass leaves gathered for the backward one.
+                module.reshard()
+        self._keep_start()
         trained = {name: weight for name, weight in self.model.named_parameters() if name in self._start}
         with _gathered(list(trained.values())):
             for name, weight in trained.items():
@@ -406,7 +410,7 @@ class PpoTrainer(NeutralEvaluation, Trainer):  # type: ignore[misc]
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         self._keep_start()
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        saved = load_file(Path(resume_from_checkpoint) / _VALUE_HEAD, device=str(self.args.device))
+        saved = load_file(Path(resume_from_checkpoint) / _VALUE_HEAD)
         for name, weight in self.value_head.named_parameters():
             weight.copy_(_like(weight, saved[name]))
 
@@ -448,9 +452,9 @@ def _at(states: Tensor, part: Batch) -> Tensor:
 def _gathered(weights: list[Any]) -> Iterator[None]:
     """The weights are whole where ZeRO-3 has shared them out, and shared out anew afterwards."""
     if is_deepspeed_zero3_enabled():
-        from deepspeed.zero import GatheredParameters
+        import deepspeed  # type: ignore[import-untyped]
 
-        with GatheredParameters(weights, modifier_rank=0):
+        with deepspeed.zero.GatheredParameters(weights, modifier_rank=0):
             yield
     else:
         yield
