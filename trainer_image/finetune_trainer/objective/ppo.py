@@ -452,7 +452,7 @@ def _at(states: Tensor, part: Batch) -> Tensor:
 def _gathered(weights: list[Any]) -> Iterator[None]:
     """The weights are whole where ZeRO-3 has shared them out, and shared out anew afterwards."""
     if is_deepspeed_zero3_enabled():
-        import deepspeed  # type: ignore[import-untyped]
+        import deepspeed
 
         with deepspeed.zero.GatheredParameters(weights, modifier_rank=0):
             yield
