@@ -11,6 +11,8 @@ from finetune_operator.plan.decisions import Decisions
 from finetune_operator.plan.engines import build_deepspeed_config, build_fsdp_config
 from finetune_operator.plan.layout import Layout
 
+_HALVES = {"bf16": "bfloat16", "fp16": "float16"}
+
 
 def decide_parallelism(spec: FineTuneJobSpec, notes: Decisions, method: p.MethodPlan) -> p.ParallelismPlan:
     """Without the engine's configuration: memory levels may change the strategy yet."""
@@ -35,14 +37,17 @@ def decide_strategy(spec: FineTuneJobSpec, method: p.MethodPlan) -> tuple[Strate
 
 
 def build_engine(spec: FineTuneJobSpec, plan: p.TrainingPlan, layout: Layout) -> p.TrainingPlan:
-    """The plan with the configuration of its strategy's engine."""
-    parallelism, offload = plan.parallelism, spec.parallelism.offload
+    """The plan with the configuration of its strategy's engine, and the weights in the dtype that it keeps them in."""
+    parallelism, offload, model = plan.parallelism, spec.parallelism.offload, plan.model
     deepspeed = fsdp = None
     if parallelism.strategy in ("zero1", "zero2", "zero3"):
         deepspeed = build_deepspeed_config(
             parallelism.strategy, plan.training.precision, offload.optimizer, offload.parameters, layout.scratch
         )
+        if spec.model.dtype is None and plan.training.precision in _HALVES:
+            # DeepSpeed trains float32 copies of half-precision weights.
+            model = model.model_copy(update={"dtype": _HALVES[plan.training.precision]})
     elif parallelism.strategy == "fsdp":
         fsdp = build_fsdp_config(spec.parallelism.sharding or "full", offload.parameters == "cpu", parallelism.nodes)
     changed = parallelism.model_copy(update={"deepspeed": deepspeed, "fsdp": fsdp})
-    return plan.model_copy(update={"parallelism": changed})
+    return plan.model_copy(update={"parallelism": changed, "model": model})

@@ -63,7 +63,7 @@ def load_base(plan: TrainingPlan, location: str, device: str | None) -> Any:
         dtype=getattr(torch, plan.model.dtype),
         attn_implementation=plan.model.attention,
         trust_remote_code=plan.model.trust_remote_code,
-        quantization_config=None if quantization is None else quantization_config(quantization),
+        quantization_config=None if quantization is None else quantization_config(plan, quantization),
         device_map=None if device is None else {"": device},
         **head,
     )
@@ -83,7 +83,7 @@ def model_class(plan: TrainingPlan) -> Any:
     return AutoModelForSequenceClassification if classifies else AutoModelForCausalLM
 
 
-def quantization_config(quantization: QuantizationPlan) -> Any:
+def quantization_config(plan: TrainingPlan, quantization: QuantizationPlan) -> Any:
     """bitsandbytes' configuration of the plan's quantisation."""
     import torch
     from transformers import BitsAndBytesConfig
@@ -95,6 +95,8 @@ def quantization_config(quantization: QuantizationPlan) -> Any:
         bnb_4bit_quant_type=quantization.type,
         bnb_4bit_use_double_quant=quantization.double_quant,
         bnb_4bit_compute_dtype=getattr(torch, quantization.compute_dtype),
+        # FSDP cuts up what is stored as floating point only.
+        bnb_4bit_quant_storage=getattr(torch, plan.model.dtype) if plan.parallelism.strategy == "fsdp" else torch.uint8,
     )
 
 

@@ -34,9 +34,15 @@ def whole_base(plan: TrainingPlan, model: Any, location: str) -> Iterator[Any]:
 
 
 def drop_fetched(trainer: Any) -> None:
-    """Let go of the weights that ZeRO-3 has fetched for a step that doesn't come: nobody else could gather them."""
+    """Let go of the weights that an engine has fetched for a step that doesn't come: ZeRO-3 lets nobody else gather them,
+    FSDP would hand them out in the forward pass's precision."""
+    from torch.distributed.fsdp import FSDPModule
+
     if trainer.is_deepspeed_enabled and trainer.deepspeed is not None:
         trainer.deepspeed.empty_partition_cache()
+    for module in trainer.model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def sketch_model(model: Any) -> Any:

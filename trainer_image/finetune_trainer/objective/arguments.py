@@ -6,7 +6,7 @@ from typing import Any
 
 from finetune_api.memory import OFFLOADING_OBJECTIVES, find_search_refusal
 from finetune_api.packing import PackingSetting, find_packing_refusal
-from finetune_api.plan import ParallelismPlan, TrainingPlan
+from finetune_api.plan import TrainingPlan
 from finetune_trainer.errors import InvalidInputError
 
 
@@ -60,19 +60,30 @@ def build_arguments(plan: TrainingPlan, has_validation: bool, resumed: bool) -> 
         report_to=list(plan.observability.trackers) or "none",
         disable_tqdm=True,
         log_level="error",
-        **_build_engine(plan.parallelism),
+        **_build_engine(plan),
     )
 
 
-def _build_engine(parallelism: ParallelismPlan) -> dict[str, Any]:
+def _build_engine(plan: TrainingPlan) -> dict[str, Any]:
     """What tells transformers of DeepSpeed or FSDP. It writes into what it is given, so these are copies.
 
-    Raises: InvalidInputError for an offload that this machine can't have.
+    Raises: InvalidInputError for what the engine can't share out, or this machine can't offload.
     """
+    parallelism, precision = plan.parallelism, plan.training.precision
     if parallelism.deepspeed is not None:
+        halves = {"bf16": "bfloat16", "fp16": "float16"}
+        if precision in halves and plan.model.dtype != halves[precision]:
+            raise InvalidInputError(
+                f"training.precision {precision}: DeepSpeed keeps the model's weights in it, and model.dtype is "
+                f"{plan.model.dtype}: set model.dtype: {halves[precision]}, or parallelism.strategy: fsdp"
+            )
         return {"deepspeed": copy.deepcopy(parallelism.deepspeed)}
     if parallelism.fsdp is None:
         return {}
+    if plan.method.quantization is not None and plan.method.quantization.bits == 8:
+        raise InvalidInputError(
+            "method.quantization.bits 8: FSDP can't share out 8-bit weights: use bits: 4, or parallelism.strategy: zero3"
+        )
     fsdp = copy.deepcopy(parallelism.fsdp)
     if fsdp["cpu_offload"] and parallelism.device == "cpu":
         raise InvalidInputError(
