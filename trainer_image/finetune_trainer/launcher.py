@@ -72,6 +72,7 @@ def launch(plan_file: Path, parallelism: ParallelismPlan) -> int:
         except ChildFailedError as error:
             failures = error.failures
         except TrainerError as error:
+            os.environ.pop(RANK_DIRECTORY_ENV)
             write_termination(build_termination(error.code, str(error)))
             return error.code
         code, rank = _find_cause(failures, stopping.is_set())
