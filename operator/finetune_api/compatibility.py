@@ -750,6 +750,13 @@ RULES: tuple[Rule, ...] = (
         "", f"self.parallelism.offload.optimizer == 'none' || !has(self.training.optimizer) || !(self.training.optimizer in {BITSANDBYTES})",
     ),
     Rule(
+        "fsdp-bits",
+        _When(lambda s: s.parallelism.strategy == "fsdp" and s.method.quantization is not None and s.method.quantization.bits == 8, "method.quantization.bits", lambda s: 8),
+        "fsdp can't share out 8-bit weights",
+        "use 4 bits, or set parallelism.strategy to zero3",
+        "", "!has(self.parallelism.strategy) || self.parallelism.strategy != 'fsdp' || !has(self.method.quantization) || self.method.quantization.bits != 8",
+    ),
+    Rule(
         "fsdp-optimizer",
         _When(lambda s: s.parallelism.strategy == "fsdp" and s.training.optimizer in BITSANDBYTES, "training.optimizer", lambda s: s.training.optimizer),
         "bitsandbytes' optimisers don't know the sharded tensors of fsdp",

@@ -91,6 +91,8 @@ def decide_plan(job: FineTuneJob, settings: Settings, layout: Layout) -> Decided
         cache_directory=layout.cache,
     )  # fmt: skip
     plan = build_engine(spec, fit_memory(spec, notes, build_engine(spec, plan, layout)), layout)
+    if plan.model.dtype != dtype:
+        notes.made.append(Decision("model.dtype", plan.model.dtype, "derived", "DeepSpeed trains float32 copies of it"))
     resources = _decide_resources(job, settings, notes)
     return Decided(plan, resources, tuple(notes.made))
 
