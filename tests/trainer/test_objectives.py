@@ -195,3 +195,30 @@ def test_models_beside_have_to_fit(plan_for: Callable[..., TrainingPlan], tmp_pa
         run(plan_for("grpo", objective={"reward_model": causal}, **quiet))
     with pytest.raises(InvalidInputError, match=r"objective\.referenceModel file://.*does not exist"):
         run(plan_for("dpo", objective={"reference_model": file_source(tmp_path / "nowhere")}, **quiet))
+
+
+@pytest.mark.parametrize("objective", ["grpo", "rloo"])
+def test_rewards_rise(objective: ObjectiveType, plan_for: Callable[..., TrainingPlan]) -> None:
+    """From the share of vowels in random answers to vowels alone."""
+    sampled = {"beta": 0.0, "generation": {"completions": 8, "max_tokens": 6}}
+    plan = plan_for(
+        objective,
+        method={"type": "full", "lora": None},
+        objective=sampled,
+        dataset={"validation_fraction": None},
+        training={
+            "epochs": None,
+            "max_steps": 20,
+            "learning_rate": 3e-2,
+            "warmup_ratio": 0.0,
+            "per_device_batch_size": 16,
+            "gradient_accumulation": 1,
+        },
+        checkpoint={"every_steps": 20},
+        output={"artifacts": ("merged",)},
+        evaluation={"samples": ()},
+    )
+    run(plan)
+    rewards = [entry["reward"] for entry in _history(plan, 20) if "reward" in entry]
+    assert rewards[0] < 0.3
+    assert rewards[-1] > 0.6
