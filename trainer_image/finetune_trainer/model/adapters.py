@@ -19,7 +19,8 @@ def load_adapters(model: Any, folders: Mapping[str, str | Path]) -> Any:
 
     import finetune_trainer.model.bottleneck  # noqa: F401  PEFT learns of its adapters
 
-    kinds = {name: str(PeftConfig.from_pretrained(str(folder)).peft_type) for name, folder in folders.items()}
+    configs = {name: PeftConfig.from_pretrained(str(folder)) for name, folder in folders.items()}
+    kinds = {name: getattr(config.peft_type, "value", config.peft_type) for name, config in configs.items()}
     if len(set(kinds.values())) > 1:
         listed = ", ".join(f"{name} is {kind}" for name, kind in kinds.items())
         raise InvalidInputError(f"adapters of different kinds can't share a model: {listed}; load them one at a time")

@@ -16,7 +16,6 @@ _FIELDS = {
     "num_virtual_tokens": "method.virtualTokens",
     "size": "method.bottleneckSize",
     "placement": "method.placement",
-    "target_modules": "method.targetModules",
 }
 
 
@@ -25,7 +24,7 @@ def attach_trained(plan: TrainingPlan, model: Any, config: Any) -> Any:
 
     Raises: InvalidInputError when it is of another kind or size, or was trained on another model.
     """
-    from peft import PeftConfig, PeftModel
+    from peft import PeftConfig, get_peft_model
 
     source = plan.method.resume_adapter
     assert source is not None
@@ -36,30 +35,45 @@ def attach_trained(plan: TrainingPlan, model: Any, config: Any) -> Any:
         raise InvalidInputError(f"method.resumeAdapter {source.uri}: no PEFT adapter is there: {error}") from error
     for complaint in _list_misfits(config, found, model):
         raise InvalidInputError(f"method.resumeAdapter {source.uri} {complaint}")
+    attached = get_peft_model(model, config)
     try:
-        return PeftModel.from_pretrained(model, location, is_trainable=True)
+        attached.load_adapter(location, "default", is_trainable=True)
     except (ValueError, RuntimeError) as error:
         lines = [line.strip() for line in str(error).splitlines()]
         raise InvalidInputError(
             f"method.resumeAdapter {source.uri} doesn't fit {plan.model.source.uri}: {lines[min(1, len(lines) - 1)]}"
         ) from error
+    return attached
 
 
 def _list_misfits(wanted: Any, found: Any, model: Any) -> Iterator[str]:
-    from peft.tuners.tuners_utils import _maybe_include_all_linear_layers
-
     for name in _KIND:
-        ours, theirs = getattr(wanted, name, None), getattr(found, name, None)
+        ours, theirs = (_value(getattr(config, name, None)) for config in (wanted, found))
         if ours != theirs:
             yield f"is of another kind ({name} {theirs}, this plan's is {ours}): take the method it was trained with"
-    if getattr(wanted, "target_modules", None) == "all-linear":
-        wanted = _maybe_include_all_linear_layers(copy.copy(wanted), model)
+    for name in ("target_modules", "feedforward_modules"):
+        # None: PEFT's choice for the architecture, which the adapter has in writing.
+        if getattr(wanted, name, "") is None:
+            setattr(wanted, name, getattr(found, name))
     for name, field in _FIELDS.items():
         ours, theirs = getattr(wanted, name, None), getattr(found, name, None)
-        # None: PEFT's choice for the architecture, which the adapter has in writing.
-        if ours is not None and ours != theirs:
-            yield f"has {_show(theirs)} where {field} is {_show(ours)}: set {field}: {_show(theirs)}"
+        if ours != theirs:
+            yield f"has {theirs} where {field} is {ours}: set {field}: {theirs}"
+    ours, theirs = _list_targets(wanted, model), _list_targets(found, model)
+    if ours != theirs:
+        last = sorted({name.rpartition(".")[2] for name in theirs})
+        yield f"is for other modules than method.targetModules: set it to {last}"
 
 
-def _show(value: Any) -> Any:
-    return sorted(value) if isinstance(value, set) else value
+def _list_targets(config: Any, model: Any) -> set[str]:
+    """The modules of the model that an adapter of this config changes."""
+    from peft.tuners.tuners_utils import _maybe_include_all_linear_layers, check_target_module_exists
+
+    if getattr(config, "target_modules", None) is None:
+        return set()
+    config = _maybe_include_all_linear_layers(copy.copy(config), model)
+    return {name for name, _ in model.named_modules() if name and check_target_module_exists(config, name)}
+
+
+def _value(setting: Any) -> Any:
+    return getattr(setting, "value", setting)
