@@ -21,7 +21,9 @@ demo: setup ## Fine-tune a small model on this machine with the quickstart and s
 test: setup ## Install what the tests need and run all of them
 	$(BIN)/pytest $(FAST)
 	$(BIN)/python -m tests.cluster.harness.binaries
-	$(BIN)/pytest
+	$(BIN)/pytest tests/trainer/test_matrix.py
+	$(BIN)/pytest --numprocesses 2 --dist loadfile tests/trainer --ignore tests/trainer/test_matrix.py
+	$(BIN)/pytest --ignore tests/trainer
 
 test-node: setup ## Only the tests on a real node (kubelet, containerd); they need root
 	$(BIN)/pytest tests/node

@@ -6,6 +6,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+PRELOADED = [
+    "tests.trainer.child",
+    "finetune_trainer.run",
+    "deepspeed",
+    *(f"finetune_trainer.objective.{name}" for name in ("sft", "dpo", "orpo", "kto", "reward", "grpo", "rloo", "ppo")),
+]
+"""What the fork server of trainer processes imports, once: each is forked from it."""
+
 
 def run_child(
     plan_file: Path,

@@ -17,7 +17,7 @@ import pytest
 
 from finetune_api.plan import TrainingPlan
 from finetune_trainer.environment import prepare_environment, quiet_libraries
-from tests.trainer.child import run_child
+from tests.trainer.child import PRELOADED, run_child
 from tests.trainer.plans import make_plan, write_conversations
 from tests.trainer.templates import CHATML
 
@@ -175,8 +175,7 @@ Start = Callable[..., TrainerProcess]
 def start(tmp_path: Path) -> Iterator[Start]:
     """``start(plan, **faults)`` runs a plan in a process of its own; ``faults`` are those of ``run_child``."""
     context = multiprocessing.get_context("forkserver")
-    # The server imports torch and TRL once; each trainer process is forked from it.
-    context.set_forkserver_preload(["tests.trainer.child", "finetune_trainer.run", "deepspeed"])
+    context.set_forkserver_preload(PRELOADED)
     started: list[TrainerProcess] = []
 
     def begin(plan: TrainingPlan, **options: Any) -> TrainerProcess:

@@ -25,19 +25,23 @@ def free_port() -> int:
         return int(free.getsockname()[1])
 
 
-def start_ranks(start: Start, plan: TrainingPlan) -> list[TrainerProcess]:
-    """A process for each rank of the plan."""
-    size = str(plan.parallelism.world_size)
+def place_ranks(plan: TrainingPlan) -> list[dict[str, str]]:
+    """The environment of each rank of the plan; nothing for one that is alone."""
+    world = plan.parallelism.world_size
+    if world == 1:
+        return [{}]
     shared = {
-        "WORLD_SIZE": size,
-        "LOCAL_WORLD_SIZE": size,
+        "WORLD_SIZE": str(world),
+        "LOCAL_WORLD_SIZE": str(world),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(free_port()),
     }
-    return [
-        start(plan, environment={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)})
-        for rank in range(plan.parallelism.world_size)
-    ]
+    return [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(world)]
+
+
+def start_ranks(start: Start, plan: TrainingPlan) -> list[TrainerProcess]:
+    """A process for each rank of the plan."""
+    return [start(plan, environment=place) for place in place_ranks(plan)]
 
 
 def run_ranks(start: Start, plan: TrainingPlan) -> list[TrainerProcess]:

@@ -3,7 +3,6 @@
 import json
 import multiprocessing
 import shutil
-import socket
 import threading
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,8 +15,9 @@ from finetune_api.matrix import Cell
 from finetune_api.plan import TrainingPlan
 from finetune_api.progress import Result
 from finetune_trainer.files import hash_folder
-from tests.trainer.child import run_child
+from tests.trainer.child import PRELOADED, run_child
 from tests.trainer.matrix.plans import STEPS, plan_cell
+from tests.trainer.ranks import place_ranks
 
 SLOTS = 2
 """Trainer processes at a time."""
@@ -34,6 +34,8 @@ class Outcome:
     """Their last words, when one failed."""
     seconds: float
     losses: tuple[float, ...] = ()
+    gradients: tuple[float, ...] = ()
+    """Norm of the gradient at each step."""
     rewards: tuple[float, ...] = ()
     result: Result | None = None
     resumed: Result | None = None
@@ -47,6 +49,7 @@ class CellRunner:
 
     def __init__(self, cells: Iterable[Cell], root: Path, model_folder: Path) -> None:
         self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(PRELOADED)
         self._root, self._model_folder = root, model_folder
         self._free, self._turn = threading.Semaphore(SLOTS), threading.Lock()
         self._pool = ThreadPoolExecutor(SLOTS)
@@ -90,6 +93,7 @@ class CellRunner:
             "",
             monotonic() - began,
             tuple(entry["loss"] for entry in history if "loss" in entry),
+            tuple(entry["grad_norm"] for entry in history if "loss" in entry),
             tuple(entry["reward"] for entry in history if "reward" in entry),
             result,
             resumed,
@@ -101,11 +105,9 @@ class CellRunner:
         """The exit codes of its ranks."""
         plan_file = folder / "plan.json"
         plan_file.write_text(plan.to_json())
-        world, processes = plan.parallelism.world_size, []
-        shared = {} if world == 1 else _distributed_environment(world)
-        for rank in range(world):
-            ranked = {} if world == 1 else {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-            environment = shared | ranked | {"FINETUNE_TERMINATION_LOG": str(folder / f"{name}-{rank}.termination")}
+        processes = []
+        for rank, place in enumerate(place_ranks(plan)):
+            environment = place | {"FINETUNE_TERMINATION_LOG": str(folder / f"{name}-{rank}.termination")}
             log = folder / f"{name}-{rank}.log"
             processes.append(self._context.Process(target=run_child, args=(plan_file, log, environment)))
             processes[-1].start()
@@ -121,14 +123,6 @@ class CellRunner:
 
     def _read_log(self, folder: Path, name: str) -> str:
         return "\n".join(f"{log.name}:\n{log.read_text()[-3000:]}" for log in sorted(folder.glob(f"{name}-*.log")))
-
-
-def _distributed_environment(world: int) -> dict[str, str]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    size = str(world)
-    return {"WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
 
 
 def _read_result(output: Path) -> tuple[Result, tuple[str, ...]]:
