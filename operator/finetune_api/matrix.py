@@ -49,6 +49,13 @@ EXCLUSIONS: tuple[Exclusion, ...] = (
         methods=("prefix", "prompt", "p-tuning", "p-tuning-v2"),
         strategies=("zero3", "fsdp"),
     ),
+    Exclusion(
+        name="prompted-score",
+        reason="a score is read at a row's last token, which transformers can't find behind trained embeddings: it would read the padding",
+        instead="method.type p-tuning-v2, or lora",
+        methods=("prompt", "p-tuning"),
+        objectives=("reward",),
+    ),
 )
 
 

@@ -181,14 +181,9 @@ def _create_loraplus_optimizer(plan: TrainingPlan, trainer: Any, model: Any = No
 
 def _require_fitting_training(plan: TrainingPlan) -> None:
     """Raises: InvalidInputError for settings of the training that this method can't be trained under."""
-    kind, training = plan.method.type, plan.training
-    if kind in ("prefix", "p-tuning-v2") and training.gradient_checkpointing:
+    kind = plan.method.type
+    if kind in ("prefix", "p-tuning-v2") and plan.training.gradient_checkpointing:
         raise InvalidInputError(
             f"training.gradientCheckpointing: true drops the keys and values that {kind} trains: set it to false, or "
             "use method.type: p-tuning"
-        )
-    if METHODS[kind].part == "prompt" and (training.packing != "none" or training.padding_free):
-        field = "packing: bfd" if training.packing != "none" else "paddingFree: true"
-        raise InvalidInputError(
-            f"training.{field} puts several rows behind the one prompt of {kind}: take it out, or use method.type: lora"
         )
