@@ -299,13 +299,12 @@ def test_prefixes_are_refused_under_gradient_checkpointing(
         prepare_method(planned(method, training={"gradient_checkpointing": True}), None)
 
 
-def test_prompts_train_under_gradient_checkpointing(planned: Callable[..., TrainingPlan]) -> None:
+def test_prompts_train_under_gradient_checkpointing(planned: Callable[..., TrainingPlan], tmp_path: Path) -> None:
     """The same losses as without."""
     plain, checkpointed = (
         planned(
             "p-tuning",
-            job={"run_id": str(on)},
-            checkpoint={"directory": str(on)},
+            checkpoint={"directory": str(tmp_path / f"checkpointing-{on}")},
             training={"gradient_checkpointing": on, "max_steps": 2},
         )
         for on in (False, True)
