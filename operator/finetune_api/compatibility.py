@@ -444,7 +444,12 @@ def _build_matrix_rule(exclusion: matrix.Exclusion) -> Rule:
 def _list_stranded_rules() -> Iterator[Rule]:
     """Method and objective that no strategy of several processes trains, on several processes."""
     stranded = {
-        method: [name for name in OBJECTIVES if all(matrix.find_exclusion(method, name, each) for each in SHARING)]
+        method: [
+            name
+            for name in OBJECTIVES
+            if not matrix.find_exclusion(method, name, "single")
+            and all(matrix.find_exclusion(method, name, each) for each in SHARING)
+        ]
         for method in METHODS
     }
     stranded = {method: found for method, found in stranded.items() if found}
