@@ -50,6 +50,13 @@ EXCLUSIONS: tuple[Exclusion, ...] = (
         strategies=("zero3", "fsdp"),
     ),
     Exclusion(
+        name="loftq-shared-out",
+        reason="LoftQ starts from what quantising each whole weight loses, and under ZeRO-3 a process holds only its share of it",
+        instead="parallelism.strategy zero2 or fsdp, or method.type qlora",
+        methods=("loftq",),
+        strategies=("zero3",),
+    ),
+    Exclusion(
         name="prompted-score",
         reason="a score is read at a row's last token, which transformers can't find behind trained embeddings: it would read the padding",
         instead="method.type p-tuning-v2, or lora",

@@ -35,7 +35,14 @@ _PARTS: dict[MethodType, dict[str, Any]] = {
     "p-tuning-v2": {"prompt": {"virtual_tokens": 4}},
     "bottleneck": {"bottleneck": {"size": 8, "placement": "pfeiffer"}},
 }
-_RATES: dict[MethodType, float] = {"full": 3e-3, "freeze": 3e-3, "ia3": 5e-2, "prompt": 1e-1, "p-tuning": 1e-2}
+_RATES: dict[MethodType, float] = {
+    "full": 3e-3,
+    "freeze": 3e-3,
+    "lora-plus": 1e-3,
+    "ia3": 5e-2,
+    "prompt": 1e-1,
+    "p-tuning": 1e-2,
+}
 _GENERATED: dict[str, Any] = {
     "reward_functions": ("tests.trainer.matrix.plans:count_vowels",),
     "generation": {"completions": 2, "max_tokens": 6},

@@ -40,7 +40,7 @@ class RankBudget(TrainerCallback):  # type: ignore[misc]
         config.tfinal = max(1, int(_SETTLED * state.max_steps))
         config.deltaT = max(1, state.max_steps // 100)
         if state.global_step > 0:
-            kept = torch.load(_state_file(args, state), map_location=args.device, weights_only=True)
+            kept = torch.load(_state_file(args, state), map_location=args.device.type, weights_only=True)
             self._pattern = kept.pop("pattern")
             vars(model.base_model.rankallocator).update(kept)
 

@@ -176,6 +176,8 @@ def _create_loraplus_optimizer(plan: TrainingPlan, trainer: Any, model: Any = No
             loraplus_weight_decay=plan.training.weight_decay,
             **settings,
         )
+        # PEFT makes a group for each kind of weight, and FSDP takes no empty ones.
+        trainer.optimizer.param_groups = [group for group in trainer.optimizer.param_groups if group["params"]]
     return trainer.optimizer
 
 
