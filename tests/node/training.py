@@ -44,7 +44,7 @@ class Training:
         (pod,) = self.pods()
         return pod
 
-    def wait_for_step(self, step: int, seconds: float = 300) -> None:
+    def wait_for_step(self, step: int, seconds: float = 600) -> None:
         def reached() -> bool:
             return self.get().get("status", {}).get("progress", {}).get("step", 0) >= step
 
