@@ -17,9 +17,9 @@ import pytest
 
 from finetune_api.plan import TrainingPlan
 from finetune_trainer.environment import prepare_environment, quiet_libraries
+from tests.tiny_model import build_tiny_model
 from tests.trainer.child import PRELOADED, run_child
 from tests.trainer.plans import make_plan, write_conversations
-from tests.trainer.templates import CHATML
 
 ROOT = Path(__file__).parents[2]
 
@@ -63,56 +63,11 @@ def tokenizer(tokenizer_folder: Path) -> Any:
     return AutoTokenizer.from_pretrained(tokenizer_folder)
 
 
-def _small_tokenizer(template: str) -> Any:
-    """A byte-level BPE of 512 tokens with a ChatML template: SmolLM2's 49,152 make a tiny model's step ten times longer."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=512,
-        special_tokens=["<|im_start|>", "<|im_end|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator([Path(__file__).read_text()], trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token="<|im_start|>",
-        eos_token="<|im_end|>",
-        pad_token="<|im_end|>",
-        chat_template=template,
-    )
-
-
 @pytest.fixture(scope="session")
 def tiny_model(environment: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random 2-layer Llama whose embeddings are tied, with a small tokenizer."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    tokenizer = _small_tokenizer(CHATML)
-
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        tie_word_embeddings=True,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
     folder = tmp_path_factory.mktemp("tiny-model")
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    build_tiny_model(folder)
     return folder
 
 
