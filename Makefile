@@ -6,7 +6,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 FAST := tests/unit tests/golden
 
-.PHONY: help setup demo test test-fast test-node test-matrix test-model bench-trainer verify format generate golden lock bench soak docs clean \
+.PHONY: help setup demo test test-fast test-node test-matrix test-model bench-trainer bench-preempt verify format generate golden lock bench soak docs clean \
 	cluster-up cluster-down cluster-demo images sbom
 
 help: ## Show the targets
@@ -74,14 +74,17 @@ images: setup ## Build both images for the node; prints sizes and times
 sbom: setup ## Write dist/sbom/*.cdx.json
 	@$(BIN)/python -m tests.node.harness sbom
 
-bench: bench-trainer ## Measure against named peers
+bench: bench-trainer bench-preempt ## Measure against named peers
 	$(BIN)/python -m benchmarks.reconcile
 
 bench-trainer: setup ## Tokens/s and memory of the trainer against plain scripts
 	$(BIN)/python -m benchmarks.trainer
 
+bench-preempt: setup ## What an interruption costs, against transformers' own just-in-time checkpoint
+	$(BIN)/python -m benchmarks.preempt
+
 soak: setup ## The long forms of the fault tests
-	FINETUNE_SOAK=1 $(BIN)/pytest tests/fault
+	FINETUNE_SOAK=1 $(BIN)/pytest tests/fault tests/trainer/test_stop.py tests/node/test_no_step_lost.py
 
 clean: ## Remove what the targets made in this checkout
 	rm -rf .venv finetune-runs .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -42,8 +42,8 @@ class Measurement:
     loss: float
 
 
-def plan_job(folder: Path, cache: Path, steps: int, **training: Any) -> TrainingPlan:
-    """LoRA on SmolLM2 with the settings of both peers; ``training`` holds what differs."""
+def plan_job(folder: Path, cache: Path, steps: int, checkpoint: Any = None, **training: Any) -> TrainingPlan:
+    """LoRA on SmolLM2 with the settings of the peers; ``training`` and ``checkpoint`` hold what differs."""
     quickstart = next(yaml.safe_load_all((EXAMPLES / "quickstart.yaml").read_text()))["spec"]
     spec = {
         "model": {"source": quickstart["model"]["source"]},
@@ -51,6 +51,7 @@ def plan_job(folder: Path, cache: Path, steps: int, **training: Any) -> Training
         "method": {"type": "lora", "rank": 16, "alpha": 32, "dropout": 0.05},
         "objective": {"responseOnly": False},
         "training": {"maxSteps": steps, "learningRate": 2e-4, "maxLength": 256, "loggingSteps": 1} | training,
+        "checkpoint": checkpoint or {},
         "output": {"verify": False},
         "resources": quickstart["resources"],
     }
