@@ -54,12 +54,25 @@ COMPANIONS: tuple[Object, ...] = (
     {"model": {"source": "hf://Qwen/Qwen3-8B"}},
     *({"resources": {"gpu": {"count": 2}}, "parallelism": {"strategy": each}} for each in STRATEGIES),
     {"model": {"cache": {"size": "10Gi"}}},
+    {"parallelism": {"nodes": 2}},
+    {"parallelism": {"nodes": 2, "elastic": {"minNodes": 2, "maxNodes": 4}}},
+    {"parallelism": {"nodes": 2}, "resources": {"placement": {"topologyKey": "example.com/rack"}}},
+    {"spot": {"enabled": True, "gracePeriod": "25s"}},
+    {"network": {"rdma": {"count": 8}}},
     {"resources": {"gpu": {"count": 0}}},
     {"resources": {"memory": "64Gi"}},
     {"observability": {"trackers": ["wandb"], "wandbSecretRef": {"name": "other", "key": "other"}}},
     {"podTemplate": {"volumes": [{"name": "archive", "emptyDir": {}}]}},
     {"podTemplate": {"volumes": [{"name": "models", "emptyDir": {}}], "volumeMounts": [{"name": "models", "mountPath": "/models"}]}},
 )  # fmt: skip
+
+# What drives the operator, and no field of a manifest.
+BEHAVIOUR = {
+    "spot.maxPreemptions": "the job's end: reason TooManyPreemptions",
+    "spot.fallback.afterPreemptions": "`status.market`, and with it the pod's nodes",
+    "spot.fallback.afterWait": "`status.market`, and with it the pod's nodes",
+    "spot.fallback.backAfter": "`status.market`, and with it the pod's nodes",
+}
 
 # Short names of the places that many fields drive.
 _PLACES = (
@@ -170,7 +183,9 @@ def _build(spec: Object) -> Object | None:
             kind += f"[{manifest['metadata']['name'].removeprefix('job-')}]"
         found[kind] = manifest
     found["plan.json"] = json.loads(found.pop("ConfigMap")["data"][names.PLAN_KEY])
-    del found["Job"]["metadata"]["annotations"][names.ANNOTATION_PLAN_HASH]  # follows from the plan
+    for kind in names.WORKLOADS:
+        if kind in found:
+            del found[kind]["metadata"]["annotations"][names.ANNOTATION_PLAN_HASH]  # follows from the plan
     return found
 
 
@@ -227,7 +242,7 @@ def _write_page() -> Iterator[str]:
     yield from ("", "| Field of the spec | Fields of the manifests |", "|---|---|")
     for path, field, shape in list_fields():
         driven = ", ".join(f"`{each}`" for each in find_driven(path, field, shape))
-        yield f"| `{path}` | {driven or 'nothing yet: it has one choice'} |"
+        yield f"| `{path}` | {driven or BEHAVIOUR.get(path, 'nothing yet: it has one choice')} |"
     yield from ("", "## Status", "", "Written by the operator only.", "")
     yield from _write_fields("", Status, examples=False)
 

@@ -14,6 +14,7 @@ class ExitCode(IntEnum):
     CHECKPOINT_UNUSABLE = 12
     GATE_FAILED = 13
     PREEMPTED = 75
+    PEER_LOST = 76
 
 
 class Retry(StrEnum):
@@ -46,6 +47,9 @@ TABLE: dict[ExitCode, Meaning] = {
     ),
     ExitCode.GATE_FAILED: Meaning(
         Retry.NEVER, "GateFailed", "The trained model is exported, and its evaluation misses a gate."
+    ),
+    ExitCode.PEER_LOST: Meaning(
+        Retry.FREE, "PeerLost", "The processes of another node went away; all start again from the newest checkpoint."
     ),
     ExitCode.PREEMPTED: Meaning(
         Retry.FREE, "Preempted", "Told to stop; a complete checkpoint was written first, the next run goes on from it."

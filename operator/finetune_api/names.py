@@ -17,10 +17,21 @@ LABEL_NAME = "app.kubernetes.io/name"
 LABEL_COMPONENT = "app.kubernetes.io/component"
 ANNOTATION_PLAN_HASH = f"{GROUP}/plan-hash"
 
+LABEL_QUEUE = "kueue.x-k8s.io/queue-name"
+ANNOTATION_NETWORKS = "k8s.v1.cni.cncf.io/networks"
+
+PYTORCHJOB_API_VERSION = "kubeflow.org/v1"
+WORKLOADS = ("Job", "PyTorchJob")
+"""Kinds of what runs the training."""
+
 GPU_RESOURCE = "nvidia.com/gpu"
 GPU_PRODUCT_LABEL = "nvidia.com/gpu.product"
 
 CONTAINER = "trainer"
+# Kubeflow's training operator wants this name, of the container and of the port that the nodes meet at.
+PYTORCHJOB_CONTAINER = "pytorch"
+PYTORCHJOB_PORT_NAME = "pytorchjob-port"
+RENDEZVOUS_PORT = 29400
 # What the trainer image starts, behind its init process; the pod gives the arguments.
 ENTRYPOINT = ("python", "-m", "finetune_trainer")
 METRICS_PORT_NAME = "metrics"
@@ -28,6 +39,10 @@ PLAN_KEY = "plan.json"
 PLAN_FILE = f"/etc/finetune/{PLAN_KEY}"
 PLAN_DIRECTORY = "/etc/finetune"
 TERMINATION_LOG = "/dev/termination-log"
+
+# Where the nodes of a job meet, as torchrun names it. Kubeflow's controller sets them for its own pods.
+ENV_MASTER_ADDR = "MASTER_ADDR"
+ENV_MASTER_PORT = "MASTER_PORT"
 
 # Environment of the trainer. POD_IP is where it serves /metrics and /progress.
 ENV_POD_IP = "POD_IP"
@@ -54,9 +69,12 @@ class Phase:
     """One word for a person; machines read the conditions."""
 
     PENDING = "Pending"
+    QUEUED = "Queued"
     PREPARING = "Preparing"
     RUNNING = "Running"
     CHECKPOINTING = "Checkpointing"
+    PREEMPTED = "Preempted"
+    RESUMING = "Resuming"
     EVALUATING = "Evaluating"
     EXPORTING = "Exporting"
     SUCCEEDED = "Succeeded"

@@ -273,11 +273,22 @@ class EvaluationPlan(ApiModel):
     """All have to hold after training, or the run fails, its artifacts kept."""
 
 
+class ElasticPlan(ApiModel):
+    """Bounds of the nodes that train together; a step sees the same rows whatever their number."""
+
+    min_nodes: int
+    max_nodes: int
+    max_restarts: int
+    """Of the processes, by torchrun's agents."""
+
+
 class ParallelismPlan(ApiModel):
     strategy: StrategyType
     device: Literal["cpu", "cuda"]
     nodes: int = 1
+    """Pods or machines. Of an elastic training those that it is planned for: ``gradient_accumulation`` is for them."""
     processes_per_node: int
+    elastic: ElasticPlan | None = None
     deepspeed: dict[str, Any] | None = None
     """DeepSpeed's configuration; set for zero1, zero2 and zero3."""
     fsdp: dict[str, Any] | None = None
@@ -290,13 +301,24 @@ class ParallelismPlan(ApiModel):
 
 class CheckpointPlan(ApiModel):
     directory: str
-    """Folder of this run's checkpoints: ``<directory>/checkpoint-<step>``."""
+    """Of this run's checkpoints, ``<directory>/checkpoint-<step>``: a folder that every node sees, or s3://bucket/prefix."""
+    staging: str | None = None
+    """Folder on each node's disk that checkpoints are written to first, to be brought to ``directory`` from there. Set for
+    S3 and where ``asynchronous``; None: they are written to ``directory`` at once."""
+    asynchronous: bool = False
+    """The training goes on while a checkpoint is brought to ``directory``."""
     every_steps: int | None = None
-    """None: at each epoch's end."""
+    every_minutes: float | None = None
+    """At most one of both is set; neither: at each epoch's end."""
     keep: int
     keep_best: bool = False
     """The checkpoint of the lowest validation loss is kept too, and its weights are those exported."""
     resume: Literal["auto", "never"]
+
+    @property
+    def folder(self) -> str:
+        """Where on its own disks a node writes checkpoints, and what is kept beside them."""
+        return self.staging or self.directory
 
 
 class HubPlan(ApiModel):
@@ -348,8 +370,21 @@ class TrainingPlan(ApiModel):
         )
 
     def training_hash(self) -> str:
-        """Hash of what decides the trained weights. A checkpoint of another hash can't be resumed exactly."""
+        """Hash of what decides the trained weights. A checkpoint of another hash can't be resumed exactly.
+
+        How the rows of a step are dealt out among processes and batches is not in it, only how many a step has.
+        """
         decisive = self.model_dump(
-            mode="json", by_alias=True, include={"model", "dataset", "method", "objective", "training", "parallelism"}
+            mode="json",
+            by_alias=True,
+            include={
+                "model": True,
+                "dataset": True,
+                "method": True,
+                "objective": True,
+                "training": True,
+                "parallelism": {"strategy", "device", "deepspeed", "fsdp"},
+            },
         )
+        decisive["training"]["gradientAccumulation"] *= self.parallelism.world_size
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]

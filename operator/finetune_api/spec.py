@@ -47,10 +47,14 @@ HARNESS_TASK_PATTERN = r"^(file:///[^\x00-\x20:]+|[A-Za-z0-9][A-Za-z0-9_.,/-]*)$
 HUB_REPO_PATTERN = r"^[A-Za-z0-9][-A-Za-z0-9_.]*/[A-Za-z0-9][-A-Za-z0-9_.]*$"
 FIGURE_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.,/-]*$"
 DESTINATION_PATTERN = f"^({_CLAIM}|{_FILE})$"
+STORAGE_PATTERN = f"^({_CLAIM}|{_S3})$"
+NCCL_PATTERN = r"^(NCCL|GLOO|FI|UCX)_[A-Z0-9_]+$"
+NETWORK_PATTERN = r"^([a-z0-9]([-a-z0-9]*[a-z0-9])?/)?[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"
 
 ModelSource = Annotated[str, StringConstraints(pattern=MODEL_SOURCE_PATTERN, max_length=1024)]
 DatasetSource = Annotated[str, StringConstraints(pattern=DATASET_SOURCE_PATTERN, max_length=1024)]
 Destination = Annotated[str, StringConstraints(pattern=DESTINATION_PATTERN, max_length=1024)]
+Storage = Annotated[str, StringConstraints(pattern=STORAGE_PATTERN, max_length=1024)]
 
 
 class ModelCache(ApiModel):
@@ -301,13 +305,30 @@ class Offload(ApiModel):
     """Weights."""
 
 
+class Elastic(ApiModel):
+    """A training that goes on with fewer nodes, and takes up more when there are (torchrun's elastic agents)."""
+
+    min_nodes: Annotated[int, Field(ge=1, le=1024)] = Field(examples=[1])
+    """With fewer nodes it waits. Each number of nodes between both bounds has to divide the batches of a step."""
+    max_nodes: Annotated[int, Field(ge=1, le=1024)] = Field(examples=[4])
+    """It starts with parallelism.nodes and takes at most so many."""
+    max_restarts: Annotated[int, Field(ge=0, le=1000)] = Field(default=10, examples=[10])
+    """How often the processes start again after one failed, before the job fails."""
+
+
 class Parallelism(ApiModel):
     """How processes share the training."""
 
     strategy: StrategyType | None = Field(default=None, examples=["ddp"])
     """single: one process. ddp: each holds everything. zero1, zero2, zero3 (DeepSpeed) and fsdp (PyTorch): each holds a share. Chosen from the method and the GPUs when absent."""
     processes: Annotated[int, Field(ge=1, le=64)] | None = Field(default=None, examples=[2])
-    """Processes of a job without GPUs; 1 when absent. With GPUs there is one for each."""
+    """Processes of each node of a job without GPUs; 1 when absent. With GPUs there is one for each."""
+    nodes: Annotated[int, Field(ge=1, le=1024)] = Field(default=1, examples=[2])
+    """Pods that train together, each with resources.gpu.count GPUs."""
+    backend: Literal["Job", "PyTorchJob"] | None = Field(default=None, examples=["Job"])
+    """Job: an (indexed) Job, which every cluster runs. PyTorchJob: of the Kubeflow training operator. When absent PyTorchJob for elastic jobs, else Job."""
+    elastic: Elastic | None = None
+    """Absent: the training has exactly parallelism.nodes."""
     offload: Offload = Offload()
     """What waits outside the GPU's memory."""
     sharding: Literal["full", "hybrid"] | None = Field(default=None, examples=["full"])
@@ -415,6 +436,17 @@ class Gpu(ApiModel):
     """Extended resource that stands for one GPU, such as nvidia.com/mig-3g.40gb."""
 
 
+class Placement(ApiModel):
+    """How the nodes of one job lie to each other."""
+
+    policy: Literal["Pack", "Spread"] = Field(default="Pack", examples=["Pack"])
+    """Pack: all in one domain, such as a rack, for the shortest way. Spread: over many, so that one failure takes few."""
+    topology_key: LabelKey = Field(examples=["topology.kubernetes.io/zone"])
+    """Node label whose value names the domain."""
+    required: bool = False
+    """Wait until it can be so, instead of taking the best there is."""
+
+
 class Resources(ApiModel):
     """What the pod asks for and where it may run."""
 
@@ -458,13 +490,92 @@ class Resources(ApiModel):
     """RuntimeClass of the pod."""
     scheduler_name: DnsSubdomain | None = Field(default=None, examples=["default-scheduler"])
     """Scheduler of the pod."""
+    placement: Placement | None = None
+    """How the pods of a job with several nodes lie to each other."""
+    queue_name: LabelValue | None = Field(default=None, examples=["team-a"])
+    """LocalQueue of Kueue, which then decides when the job runs."""
+
+
+class Rdma(ApiModel):
+    """Remote direct memory access between the nodes."""
+
+    resource_name: (
+        Annotated[str, StringConstraints(pattern=RESOURCE_NAME_PATTERN, min_length=1, max_length=253)] | None
+    ) = Field(default=None, examples=["rdma/rdma_shared_device_a"])
+    """Extended resource of the devices; when absent vpc.amazonaws.com/efa for fabric efa, else rdma/rdma_shared_device_a."""
+    count: Annotated[int, Field(ge=1, le=64)] = Field(default=1, examples=[1])
+    """Devices of each pod."""
+
+
+class Network(ApiModel):
+    """How the nodes of a job talk to each other."""
+
+    fabric: Literal["tcp", "infiniband", "roce", "efa"] | None = Field(default=None, examples=["infiniband"])
+    """Sets NCCL's variables for it. When absent they are left to NCCL."""
+    rdma: Rdma | None = None
+    """Absent: no devices are asked for."""
+    networks: (
+        Annotated[
+            list[Annotated[str, StringConstraints(pattern=NETWORK_PATTERN, min_length=1, max_length=253)]],
+            Field(min_length=1, max_length=16),
+        ]
+        | None
+    ) = Field(default=None, examples=[["rdma-net"]])
+    """Further networks of each pod: NetworkAttachmentDefinitions (Multus) as name or namespace/name."""
+    nccl: (
+        Annotated[
+            dict[
+                Annotated[str, StringConstraints(pattern=NCCL_PATTERN, max_length=253)],
+                Annotated[str, StringConstraints(max_length=1024)],
+            ],
+            Field(max_length=64),
+        ]
+        | None
+    ) = Field(default=None, examples=[{"NCCL_IB_HCA": "mlx5"}])
+    """Variables of NCCL, gloo, libfabric and UCX; they win over those of fabric."""
+    host_network: bool = False
+    """The pods have their node's addresses. Not allowed where Pod Security is baseline or restricted."""
+
+
+class OnDemandFallback(ApiModel):
+    """When the job leaves the spot market. Whichever comes first."""
+
+    after_preemptions: Annotated[int, Field(ge=1, le=10_000)] | None = Field(default=None, examples=[3])
+    """So many preemptions."""
+    after_wait: Duration | None = Field(default=None, examples=["30m"])
+    """So long without a spot node."""
+    back_after: Duration | None = Field(default=None, examples=["4h"])
+    """Time on demand after which it is tried on spot again; never when absent."""
+
+
+class Spot(ApiModel):
+    """Nodes that cost less and may be taken away at any time. The training goes on from its last step."""
+
+    enabled: bool = Field(default=False, examples=[True])
+    """Run on spot nodes."""
+    provider: Literal["karpenter", "gke", "eks", "aks", "generic"] | None = Field(default=None, examples=["karpenter"])
+    """Whose labels and taints spot nodes have; the platform's when absent."""
+    max_preemptions: Annotated[int, Field(ge=0, le=100_000)] | None = Field(default=None, examples=[100])
+    """The job fails at one more. No bound when absent."""
+    grace_period: Duration | None = Field(default=None, examples=["120s"])
+    """Time for the last checkpoint between the warning and the end; the platform's when absent."""
+    fallback: OnDemandFallback | None = None
+    """Absent: it waits for spot nodes for ever."""
 
 
 class Checkpoint(ApiModel):
-    """Saves of the training state, on the output volume."""
+    """Saves of the training state. When the pod is told to stop, one is made of the step that it is at."""
 
+    storage: Storage | None = Field(
+        default=None, examples=["s3://training/support-bot", "pvc://checkpoints/support-bot"]
+    )
+    """pvc://claim/path, or s3://bucket/prefix (with AWS_* variables, from a Secret by podTemplate.envFrom). Beside the output when absent."""
     every_steps: Annotated[int, Field(ge=1, le=100_000_000)] | None = Field(default=None, examples=[100])
-    """Save every so many steps; at each epoch's end when absent."""
+    """Save every so many steps; at each epoch's end when neither is given."""
+    every_minutes: Annotated[float, Field(gt=0, le=100_000)] | None = Field(default=None, examples=[10])
+    """Save every so many minutes, instead of steps."""
+    asynchronous: bool = Field(default=False, alias="async", examples=[True])
+    """The training goes on while a checkpoint is brought from the node's disk to its storage."""
     keep: Annotated[int, Field(ge=1, le=1000)] = Field(default=2, examples=[2])
     """Newest checkpoints kept."""
     keep_best: bool = False
@@ -663,6 +774,10 @@ class FineTuneJobSpec(ApiModel):
     """How processes share the training."""
     resources: Resources = Resources()
     """What the pod asks for and where it may run."""
+    network: Network = Network()
+    """How the nodes of a job talk to each other."""
+    spot: Spot = Spot()
+    """Nodes that may be taken away."""
     checkpoint: Checkpoint = Checkpoint()
     """Saves of the training state."""
     evaluation: Evaluation = Evaluation()

@@ -36,7 +36,9 @@ class PlanStatus(ApiModel):
     objective: str
     """Objective of training."""
     gpus: int
-    """GPUs of the job."""
+    """GPUs of the job, all nodes together."""
+    nodes: int | None = None
+    """Pods that train together."""
     strategy: str
     """How the processes share the work."""
 
@@ -137,6 +139,12 @@ class Status(ApiModel):
     """Failures that were retried and count towards runPolicy.backoffLimit, over every workload of this job."""
     preemptions: int | None = None
     """Ends after a complete checkpoint, or by a disruption; not counted as restarts."""
+    lost_steps: int | None = None
+    """Optimiser steps that were done and had to be done again, all interruptions together."""
+    market: Literal["spot", "on-demand"] | None = None
+    """Where the pods run now, for jobs with spot.enabled."""
+    market_since: Time | None = None
+    """When that was decided."""
     node: str | None = None
     """Node of the newest pod."""
     artifacts: list[ArtifactStatus] | None = None

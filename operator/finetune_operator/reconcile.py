@@ -16,6 +16,7 @@ from finetune_operator.observe.snapshot import Snapshot, parse_workload
 from finetune_operator.plan.decide import Decided, decide_plan
 from finetune_operator.plan.layout import ContainerLayout
 from finetune_operator.queue import Key
+from finetune_operator.run_state import RunState
 from finetune_operator.settings import Settings
 from finetune_operator.spec.parse import parse_finetunejob
 from finetune_operator.status.decide import decide_status
@@ -54,7 +55,7 @@ class Reconciler:
             return None
         decided = decide_plan(job, self._settings, self._layout)
         restarts = (finetunejob.get("status") or {}).get("restarts", 0)
-        manifests = build_manifests(job, decided, self._settings, self._layout, restarts)
+        manifests = build_manifests(job, decided, self._settings, self._layout, RunState(restarts))
         snapshot = self._gather(finetunejob, decided, manifests)
         intent = (
             Intent()

@@ -64,6 +64,8 @@ class Settings(ApiModel):
     """Security context of the trainer's pods; conforms to Pod Security 'restricted'."""
     termination_grace_period: Duration = "120s"
     """Time the trainer has for its last checkpoint."""
+    spot_provider: Literal["karpenter", "gke", "eks", "aks", "generic"] = "generic"
+    """Whose labels and taints the cluster's spot nodes have, for jobs that don't say."""
     progress_interval: Duration = "30s"
     """How often a running job's progress is read and, if it changed, written to its status."""
     workers: Annotated[int, Field(ge=1, le=256)] = 16

@@ -1,4 +1,7 @@
-"""The quickstart on the real API server; a test kubelet runs the pod's real command as a process of this machine."""
+"""The quickstart on the real API server; a test kubelet runs the pod's real command as a process of this machine.
+
+Its first steps only: what it learns in all of them is shown on the real node (tests/node/test_quickstart.py) and by `make demo`.
+"""
 
 import json
 import subprocess
@@ -6,23 +9,28 @@ import sys
 import time
 from pathlib import Path
 
+import yaml
+
 from finetune_api import names
-from finetune_api.kubernetes import parse_duration
-from finetune_operator.settings import Settings
 from tests.cluster.harness.waiting import wait_until
 from tests.cluster.operator_process import USER, OperatorProcess
 
-PROGRESS_SECONDS = parse_duration(Settings().progress_interval)
+PROGRESS_SECONDS = 4
+STEPS = 12
 QUICKSTART = Path(__file__).parents[2] / "manifests" / "examples" / "quickstart.yaml"
 
 
 def test_quickstart(control_plane, kubeconfig, namespace, tmp_path, kubelet, jobs):
     kubelet(mode="process", entrypoint=names.ENTRYPOINT)
-    with OperatorProcess(kubeconfig, namespace, tmp_path) as operator:
+    job, data = yaml.safe_load_all(QUICKSTART.read_text())
+    del job["spec"]["training"]["epochs"], job["spec"]["evaluation"]
+    job["spec"]["training"] |= {"maxSteps": STEPS, "loggingSteps": 1}
+    shortened = yaml.safe_dump_all([job, data])
+    with OperatorProcess(kubeconfig, namespace, tmp_path, progressInterval=f"{PROGRESS_SECONDS}s") as operator:
         operator.read_health("/readyz")
         begin = control_plane.audit.mark()
         began = time.monotonic()
-        control_plane.kubectl("apply", "--filename", str(QUICKSTART), namespace=namespace)
+        control_plane.kubectl("apply", "--filename", "-", namespace=namespace, stdin=shortened)
         control_plane.kubectl(
             "wait", "--for=condition=Complete", "ftj/quickstart", "--timeout=1500s", namespace=namespace
         )
@@ -45,7 +53,7 @@ def test_quickstart(control_plane, kubeconfig, namespace, tmp_path, kubelet, job
         assert steps == sorted(steps)
         assert len(set(steps)) >= 3
         assert live["status"]["progress"]["percent"] == 100
-        assert live["status"]["progress"]["evalLoss"] < 2
+        assert live["status"]["progress"]["step"] == STEPS
 
         # Its price: eight writes, and one for each time that the progress was read.
         print(f"writes: {len(writes)} in {seconds:.0f} s")
@@ -66,7 +74,7 @@ def test_quickstart(control_plane, kubeconfig, namespace, tmp_path, kubelet, job
         output = control_plane.claim_folder(namespace, "quickstart-output")
         assert (output / "adapter" / "adapter_model.safetensors").stat().st_size > 100_000
         result = json.loads((output / "result.json").read_text())
-        assert result["evalLoss"] <= result["evalLossBefore"] / 2
+        assert result["evalLoss"] < result["evalLossBefore"]
 
         # Deletion collects all children; the output stays.
         control_plane.kubectl("delete", "--filename", str(QUICKSTART), namespace=namespace)

@@ -38,28 +38,24 @@ def run_child(
     import torch
 
     from finetune_trainer.__main__ import main
-    from finetune_trainer.checkpoint import callback as checkpoint_callback
+    from finetune_trainer.checkpoint.keeper import Keeper
     from finetune_trainer.export import artifacts
     from finetune_trainer.report.callback import ReportCallback
 
     torch.set_num_threads(1)
     # What the server has loaded stays: collecting it again and again takes longer than the training.
     gc.freeze()
-    on_step_end, write_marker, publish = (
-        ReportCallback.on_step_end,
-        checkpoint_callback.write_marker,
-        artifacts._publish,
-    )
+    on_step_end, complete, publish = ReportCallback.on_step_end, Keeper._complete, artifacts._publish
 
     def die_after_step(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step == kill_after_step:
             os.kill(os.getpid(), signal.SIGKILL)
         on_step_end(self, args, state, control, **kwargs)
 
-    def die_before_marker(folder: Path, marker: Any) -> None:
+    def die_before_marker(self: Any, marker: Any) -> None:
         if marker.step == kill_before_marker:
             os.kill(os.getpid(), signal.SIGKILL)
-        write_marker(folder, marker)
+        complete(self, marker)
 
     def die_before_publish(*arguments: Any) -> Any:
         if kill_before_publish:
@@ -67,6 +63,6 @@ def run_child(
         return publish(*arguments)
 
     ReportCallback.on_step_end = die_after_step  # type: ignore[method-assign]
-    checkpoint_callback.write_marker = die_before_marker
+    Keeper._complete = die_before_marker  # type: ignore[method-assign]
     artifacts._publish = die_before_publish
     sys.exit(main(["--plan", str(plan_file)]))

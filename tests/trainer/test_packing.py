@@ -102,7 +102,8 @@ def test_rows_pack_on_a_quantised_base(make: Callable[..., TrainingPlan], bits: 
 
 def test_packing_fills_sequences_and_resumes_exactly(make: Callable[..., TrainingPlan], tmp_path: Path) -> None:
     """One epoch over 32 rows in fewer sequences; a run cut in two ends with the bits of one that wasn't."""
-    from finetune_trainer.checkpoint.marker import read_marker
+    from finetune_trainer.checkpoint.resume import read_marker
+    from finetune_trainer.checkpoint.store import Store
 
     data = write_conversations(tmp_path / "rows.jsonl", 40)
     training = {
@@ -115,7 +116,7 @@ def test_packing_fills_sequences_and_resumes_exactly(make: Callable[..., Trainin
     whole = make("whole", data=data, training=training)
     result = run(whole)
     assert 4 <= result.steps < 16
-    marker = read_marker(Path(whole.checkpoint.directory) / f"checkpoint-{result.steps}")
+    marker = read_marker(Store(whole.checkpoint.directory), result.steps)
     assert marker.samples_consumed == 32
     cut = make("cut", data=data, training=training)
     run(cut)

@@ -129,7 +129,7 @@ def run_plan(plan: TrainingPlan) -> int:
             _conclude(plan, result, terminal)
         terminal.event("done", message, artifacts=[record.path for record in artifacts])
     except Exception as error:
-        code, message = classify_error(error, plan)
+        code, message = classify_error(stop.interruption or error, plan)
         if code == ExitCode.ERROR:
             traceback.print_exc()
         terminal.event("preempted" if code == ExitCode.PREEMPTED else "failed", message, code=int(code))

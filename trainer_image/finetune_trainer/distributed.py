@@ -23,6 +23,8 @@ class Ranks:
     world_size: int
     control: Any = None
     """gloo process group; None when alone."""
+    between_nodes: Any = None
+    """gloo process group of each node's first rank, for what goes on beside the training; None on one node."""
 
     @property
     def is_main(self) -> bool:
@@ -38,14 +40,18 @@ class Ranks:
 
     def any(self, flag: bool) -> bool:
         """Whether ``flag`` holds on some rank; every rank gets the same answer."""
+        return self.vote(flag)[0]
+
+    def vote(self, *flags: bool) -> tuple[bool, ...]:
+        """Which of the flags hold on some rank, in one collective."""
         if self.control is None:
-            return flag
+            return flags
         import torch
         import torch.distributed as dist
 
-        votes = torch.tensor([int(flag)])
+        votes = torch.tensor([int(flag) for flag in flags])
         dist.all_reduce(votes, op=dist.ReduceOp.MAX, group=self.control)
-        return bool(votes.item())
+        return tuple(map(bool, votes.tolist()))
 
     def share(self, value: T) -> T:
         """Rank 0's ``value``, on every rank."""
@@ -56,6 +62,16 @@ class Ranks:
         box = [value]
         dist.broadcast_object_list(box, src=0, group=self.control)
         return box[0]
+
+    def gather_nodes(self, value: T) -> list[T]:
+        """The ``value`` of each node's first rank, in their order; only these may call it, and only rank 0 gets them."""
+        if self.between_nodes is None:
+            return [value]
+        import torch.distributed as dist
+
+        values: list[Any] = [None] * dist.get_world_size(self.between_nodes)
+        dist.gather_object(value, values if self.is_main else None, dst=0, group=self.between_nodes)
+        return values
 
 
 def join_ranks(parallelism: ParallelismPlan) -> Ranks:
@@ -91,7 +107,13 @@ def join_ranks(parallelism: ParallelismPlan) -> Ranks:
     if world_size == 1:
         return Ranks(rank=0, local_rank=0, world_size=1)
     control = torch.distributed.new_group(backend="gloo", timeout=_WAIT)
-    return Ranks(state.process_index, state.local_process_index, world_size, control)
+    local_ranks: list[Any] = [None] * world_size
+    torch.distributed.all_gather_object(local_ranks, state.local_process_index, group=control)
+    firsts = [rank for rank, local_rank in enumerate(local_ranks) if local_rank == 0]
+    between_nodes = None
+    if len(firsts) > 1:
+        between_nodes = torch.distributed.new_group(firsts, backend="gloo", timeout=_WAIT)
+    return Ranks(state.process_index, state.local_process_index, world_size, control, between_nodes)
 
 
 def enable_fsdp(parallelism: ParallelismPlan) -> None:

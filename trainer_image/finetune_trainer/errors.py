@@ -28,6 +28,10 @@ class CheckpointUnusableError(TrainerError):
     code = ExitCode.CHECKPOINT_UNUSABLE
 
 
+class CheckpointLostError(TrainerError):
+    """A checkpoint can't be kept: the disk is full, or the store is away for too long."""
+
+
 class PreemptedError(TrainerError):
     """Told to stop. After the first step a complete checkpoint was written before this is raised."""
 

@@ -7,11 +7,13 @@ from transformers import TrainerState
 
 from finetune_api.objectives import OBJECTIVES
 from finetune_api.plan import TrainingPlan
-from finetune_api.progress import Result, Sample
+from finetune_api.progress import ArtifactRecord, Result, Sample
 from finetune_trainer.checkpoint.best import load_best
 from finetune_trainer.checkpoint.callback import CheckpointCallback, TrainedAlreadyError
+from finetune_trainer.checkpoint.keeper import Keeper
 from finetune_trainer.checkpoint.marker import Marker
-from finetune_trainer.checkpoint.resume import ResumePoint, discard_later, find_resume_point
+from finetune_trainer.checkpoint.resume import ResumePoint, discard_later, fetch_checkpoint, find_resume_point
+from finetune_trainer.checkpoint.store import Store
 from finetune_trainer.data.prepare import PreparedData, load_data, prepare_data
 from finetune_trainer.distributed import Ranks, enable_fsdp
 from finetune_trainer.errors import InvalidInputError, PreemptedError
@@ -57,8 +59,79 @@ def run_training(
     before, figures_before = _ask_before(plan, ranks, model, location, tokenizer, questions)
 
     report = ReportCallback(state, terminal, plan.training.learning_rate, plan.training.precision)
+    checkpoints = _build_checkpoints(plan, ranks, state, terminal, stop, data, report, resume)
+    trained, peft_config = prepare_method(plan, model)
+    stopping = plan.training.early_stopping
+    callbacks = [*([EarlyStopping(stopping)] if stopping else []), checkpoints, report]
+    trainer = build_trainer(config, Parts(plan, trained, peft_config, tokenizer, data, callbacks))
+    sketch = sketch_model(trainer.model) if ranks.is_main and shards_parameters(plan) else None
+    trainable, total = _count_parameters(trainer.model if sketch is None else sketch)
+    if plan.training.batch_search:
+        fit_batch(trainer, plan, ranks, resume.folder if resume else None, lambda text: terminal.event("batch", text))
+    _train(trainer, resume, ranks, stop)
+
+    state.set_stage("evaluating")
+    best, eval_loss = _choose_weights(plan, trainer, ranks, terminal)
+    loss_before_training, steps = loss_before(trainer), trainer.state.global_step
+    model = _release_model(plan, trainer, sketch)
+    if not ranks.is_main:
+        return None
+    state.update(eval_loss=eval_loss, loss=training_loss(trainer), step=steps, total_steps=steps)
+    after = answer_prompts(plan, model, tokenizer)
+    samples = [
+        Sample(prompt=p, before=b, after=a) for p, b, a in zip(plan.evaluation.samples, before, after, strict=True)
+    ]
+    figures = add_loss(plan, measure_after(plan, model, tokenizer, questions), eval_loss)
+    figures_before = add_loss(plan, figures_before, loss_before_training)
+    if figures:
+        told = describe_figures(figures_before, figures)
+        terminal.event("evaluation", told, before=figures_before, after=figures)
+    artifacts = _export(plan, state, terminal, model, tokenizer, location, data)
+    tokens = trainer.state.num_input_tokens_seen
+    result = Result(
+        run_id=plan.job.run_id,
+        job=plan.job.name,
+        steps=steps,
+        epochs=trainer.state.epoch,
+        loss=training_loss(trainer),
+        eval_loss_before=loss_before_training,
+        eval_loss=eval_loss,
+        tokens_seen=tokens,
+        tokens_per_second=tokens / report.train_seconds,
+        train_seconds=report.train_seconds,
+        peak_host_memory_bytes=peak_host_memory_bytes(),
+        peak_gpu_memory_bytes=gpu_memory_bytes()[1],
+        trainable_parameters=trainable,
+        total_parameters=total,
+        resumes=_count_resumes(resume),
+        artifacts=artifacts,
+        samples=tuple(samples),
+        evaluation_before=figures_before,
+        evaluation=figures,
+        gates=decide_gates(plan.evaluation.gates, figures_before, figures),
+        best_step=best,
+        versions=read_versions(),
+    )
+    write_result(plan, result)
+    return result
+
+
+def _build_checkpoints(
+    plan: TrainingPlan,
+    ranks: Ranks,
+    state: RunState,
+    terminal: Terminal,
+    stop: StopRequest,
+    data: PreparedData,
+    report: ReportCallback,
+    resume: ResumePoint | None,
+) -> CheckpointCallback:
+    """What saves, and goes on where ``resume`` was; tells both."""
     report.train_seconds = resume.marker.train_seconds if resume else 0.0
-    resumes = resume.marker.resumes + 1 if resume else 0
+    if resume is not None:
+        step = resume.marker.step
+        state.update(checkpoint_step=step, restarted_from=step)
+        terminal.event("resumed", f"going on from the checkpoint of step {step}", step=step)
 
     def describe(trainer_state: TrainerState) -> Marker:
         return Marker(
@@ -71,54 +144,51 @@ def run_training(
             samples_consumed=_count_samples(plan, data, trainer_state),
             tokens_seen=trainer_state.num_input_tokens_seen,
             train_seconds=report.train_seconds,
-            resumes=resumes,
+            resumes=_count_resumes(resume),
         )
 
-    def announce(step: int, begins: bool) -> None:
-        if begins:
-            state.set_stage("checkpointing")
-        else:
-            state.update(checkpoint_step=step, stage="training")
-            terminal.event("checkpoint", f"checkpoint of step {step} is complete", step=step)
+    def kept(step: int) -> None:
+        state.update(checkpoint_step=step)
+        terminal.event("checkpoint", f"checkpoint of step {step} is complete", step=step)
 
-    checkpoints = CheckpointCallback(plan, ranks, stop, describe, announce)
-    trained, peft_config = prepare_method(plan, model)
-    stopping = plan.training.early_stopping
-    callbacks = [*([EarlyStopping(stopping)] if stopping else []), checkpoints, report]
-    trainer = build_trainer(config, Parts(plan, trained, peft_config, tokenizer, data, callbacks))
-    if resume is not None:
-        state.update(checkpoint_step=resume.marker.step, restarted_from=resume.marker.step)
-        terminal.event("resumed", f"going on from the checkpoint of step {resume.marker.step}", step=resume.marker.step)
-    sketch = sketch_model(trainer.model) if ranks.is_main and shards_parameters(plan) else None
-    counted = trainer.model if sketch is None else sketch
-    trainable = sum(parameter.numel() for parameter in counted.parameters() if parameter.requires_grad)
-    total = counted.num_parameters()
-    if plan.training.batch_search:
-        fit_batch(trainer, plan, ranks, resume.folder if resume else None, lambda text: terminal.event("batch", text))
-    _train(trainer, resume, ranks, stop)
+    keeper = Keeper(plan, ranks, kept)
+    return CheckpointCallback(plan, ranks, stop, keeper, describe, lambda step: state.set_stage("checkpointing"))
 
-    state.set_stage("evaluating")
+
+def _count_resumes(resume: ResumePoint | None) -> int:
+    return resume.marker.resumes + 1 if resume else 0
+
+
+def _count_parameters(model: Any) -> tuple[int, int]:
+    """(trainable, all)"""
+    trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    return trainable, model.num_parameters()
+
+
+def _choose_weights(
+    plan: TrainingPlan, trainer: Any, ranks: Ranks, terminal: Terminal
+) -> tuple[int | None, float | None]:
+    """Leaves the weights to be exported in the trainer: (their step if it isn't the last, their validation loss)."""
     eval_loss = loss_after(trainer)
-    steps, planned = trainer.state.global_step, trainer.state.max_steps
-    if stopping is not None and steps < planned:
-        terminal.event("stopped-early", describe_stop(stopping, steps, planned), step=steps)
+    steps, stopping = trainer.state.global_step, plan.training.early_stopping
+    if stopping is not None and steps < trainer.state.max_steps:
+        terminal.event("stopped-early", describe_stop(stopping, steps, trainer.state.max_steps), step=steps)
     best = load_best(plan, trainer, ranks)
     if best is not None:
         eval_loss = loss_at(trainer, best)
         terminal.event("best", f"the best weights are those of step {best}: validation loss {eval_loss:.4g}", step=best)
-    model = _release_model(plan, trainer, sketch)
-    if not ranks.is_main:
-        return None
-    state.update(eval_loss=eval_loss, loss=training_loss(trainer), step=steps, total_steps=steps)
-    after = answer_prompts(plan, model, tokenizer)
-    samples = [
-        Sample(prompt=p, before=b, after=a) for p, b, a in zip(plan.evaluation.samples, before, after, strict=True)
-    ]
-    figures = add_loss(plan, measure_after(plan, model, tokenizer, questions), eval_loss)
-    figures_before = add_loss(plan, figures_before, loss_before(trainer))
-    if figures:
-        told = describe_figures(figures_before, figures)
-        terminal.event("evaluation", told, before=figures_before, after=figures)
+    return best, eval_loss
+
+
+def _export(
+    plan: TrainingPlan,
+    state: RunState,
+    terminal: Terminal,
+    model: Any,
+    tokenizer: Any,
+    location: str,
+    data: PreparedData,
+) -> tuple[ArtifactRecord, ...]:
     state.set_stage("exporting")
     terminal.progress(state.progress)
     artifacts = export_artifacts(plan, model, tokenizer, location, _rows_to_verify(data))
@@ -126,33 +196,7 @@ def run_training(
         if artifact.difference is not None:
             told = f"the {artifact.type} artifact, reloaded, gives the trained model's logits within {artifact.difference:.2g} of the largest"
             terminal.event("verified", told, artifact=artifact.type, difference=artifact.difference)
-    tokens = trainer.state.num_input_tokens_seen
-    result = Result(
-        run_id=plan.job.run_id,
-        job=plan.job.name,
-        steps=steps,
-        epochs=trainer.state.epoch,
-        loss=training_loss(trainer),
-        eval_loss_before=loss_before(trainer),
-        eval_loss=eval_loss,
-        tokens_seen=tokens,
-        tokens_per_second=tokens / report.train_seconds,
-        train_seconds=report.train_seconds,
-        peak_host_memory_bytes=peak_host_memory_bytes(),
-        peak_gpu_memory_bytes=gpu_memory_bytes()[1],
-        trainable_parameters=trainable,
-        total_parameters=total,
-        resumes=resumes,
-        artifacts=artifacts,
-        samples=tuple(samples),
-        evaluation_before=figures_before,
-        evaluation=figures,
-        gates=decide_gates(plan.evaluation.gates, figures_before, figures),
-        best_step=best,
-        versions=read_versions(),
-    )
-    write_result(plan, result)
-    return result
+    return artifacts
 
 
 def _prepare(plan: TrainingPlan, ranks: Ranks, terminal: Terminal) -> tuple[str, Any, PreparedData]:
@@ -196,11 +240,17 @@ def _count_samples(plan: TrainingPlan, data: PreparedData, state: TrainerState) 
 
 
 def _find_resume_point(plan: TrainingPlan, ranks: Ranks, data: PreparedData, terminal: Terminal) -> ResumePoint | None:
+    """Rank 0 decides; where nodes write to their own disks, the first rank of each of the others fetches it too."""
     resume = None
+    store = Store(plan.checkpoint.directory)
     if ranks.is_main:
-        resume = find_resume_point(plan, data.fingerprint, lambda text: terminal.event("warning", text))
-        discard_later(plan, resume.marker.step if resume else 0)
-    return ranks.share(resume)
+        resume = find_resume_point(store, plan, data.fingerprint, lambda text: terminal.event("warning", text))
+        discard_later(store, plan, resume.marker.step if resume else 0)
+    resume = ranks.share(resume)
+    if resume is not None and plan.checkpoint.staging is not None and ranks.is_local_main and not ranks.is_main:
+        fetch_checkpoint(store, plan, resume.marker)
+    ranks.barrier()
+    return resume
 
 
 def _train(trainer: Any, resume: ResumePoint | None, ranks: Ranks, stop: StopRequest) -> None:

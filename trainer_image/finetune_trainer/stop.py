@@ -13,6 +13,8 @@ class StopRequest:
     def __init__(self) -> None:
         self.requested = False
         self.in_training = False
+        self.interruption: PreemptedError | None = None
+        """What a signal raised. A library that was interrupted by it may let out an error of its own instead."""
 
     def install(self) -> None:
         """Take over both signals, where that is possible: only the main thread may."""
@@ -27,4 +29,7 @@ class StopRequest:
         self.requested = True
         if not self.in_training:
             name = signal.Signals(number).name
-            raise PreemptedError(f"told to stop by {name} while no step was under way; the next run goes on from here")
+            self.interruption = PreemptedError(
+                f"told to stop by {name} while no step was under way; the next run goes on from here"
+            )
+            raise self.interruption

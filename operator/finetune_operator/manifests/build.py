@@ -5,19 +5,25 @@ from finetune_operator.manifests.claims import build_cache_claim, build_output_c
 from finetune_operator.manifests.configmap import build_plan_configmap
 from finetune_operator.manifests.job import build_job
 from finetune_operator.manifests.metadata import Manifest
+from finetune_operator.manifests.pytorchjob import build_pytorchjob
+from finetune_operator.manifests.service import build_service
 from finetune_operator.plan.decide import Decided
 from finetune_operator.plan.layout import Layout
+from finetune_operator.plan.parallelism import choose_backend
+from finetune_operator.run_state import RunState
 from finetune_operator.settings import Settings
 
 
 def build_manifests(
-    job: FineTuneJob, decided: Decided, settings: Settings, layout: Layout, restarts: int = 0
+    job: FineTuneJob, decided: Decided, settings: Settings, layout: Layout, run: RunState | None = None
 ) -> list[Manifest]:
-    """Claims first, the Job last: a pod never waits for what comes after it."""
+    """The workload last: a pod never waits for what comes after it."""
+    build_workload = build_pytorchjob if choose_backend(job.spec) == "PyTorchJob" else build_job
     manifests = (
         build_output_claim(job, decided, settings),
         build_cache_claim(job),
         build_plan_configmap(job, decided.plan),
-        build_job(job, decided, settings, layout, restarts),
+        build_service(job),
+        build_workload(job, decided, settings, layout, run or RunState()),
     )
     return [manifest for manifest in manifests if manifest is not None]

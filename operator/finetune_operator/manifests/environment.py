@@ -3,8 +3,10 @@
 from finetune_api import names
 from finetune_api.kubernetes import SecretKeyRef
 from finetune_api.spec import FineTuneJob
-from finetune_operator.manifests.metadata import Manifest
+from finetune_operator.manifests.metadata import Manifest, job_name, service_name
+from finetune_operator.manifests.network import build_network_environment
 from finetune_operator.plan.layout import Layout
+from finetune_operator.plan.parallelism import choose_backend
 
 # Each step on a CPU frees and takes the same large tensors again: glibc would give them back to the kernel and fault them
 # in anew. And threads that spin at a barrier take the time of the one they wait for when the node's cores are shared.
@@ -31,6 +33,7 @@ def build_environment(job: FineTuneJob, layout: Layout) -> list[Manifest]:
     ]
     if not spec.resources.gpu.count:
         variables += [{"name": name, "value": value} for name, value in CPU_TUNING.items()]
+    variables += _build_meeting_point(job) + build_network_environment(spec)
     hub = spec.output.push_to_hub
     token = hub.token_secret_ref if hub is not None else spec.model.token_secret_ref
     if token is not None:
@@ -40,6 +43,17 @@ def build_environment(job: FineTuneJob, layout: Layout) -> list[Manifest]:
     given = [variable.model_dump(by_alias=True, exclude_none=True) for variable in spec.pod_template.env or ()]
     overridden = {variable["name"] for variable in given}
     return [variable for variable in variables if variable["name"] not in overridden] + given
+
+
+def _build_meeting_point(job: FineTuneJob) -> list[Manifest]:
+    """Where the nodes of an indexed Job meet: at the first pod. Kubeflow's controller tells its own pods."""
+    if job.spec.parallelism.nodes == 1 or choose_backend(job.spec) != "Job":
+        return []
+    address = f"{job_name(job)}-0.{service_name(job)}.{job.metadata.namespace}.svc"
+    return [
+        {"name": names.ENV_MASTER_ADDR, "value": address},
+        {"name": names.ENV_MASTER_PORT, "value": str(names.RENDEZVOUS_PORT)},
+    ]
 
 
 def _secret(name: str, ref: SecretKeyRef) -> Manifest:

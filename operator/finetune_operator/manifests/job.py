@@ -1,32 +1,34 @@
-"""The batch/v1 Job: one pod that trains."""
+"""The batch/v1 Job: one pod that trains, or one for each node, numbered."""
 
-from finetune_api import names
 from finetune_api.kubernetes import parse_duration
 from finetune_api.spec import FineTuneJob
 from finetune_operator.manifests.failure_policy import build_pod_failure_policy
-from finetune_operator.manifests.metadata import Manifest, build_metadata, job_name
+from finetune_operator.manifests.metadata import Manifest, build_workload_metadata, is_suspended
 from finetune_operator.manifests.pod import build_pod_template
 from finetune_operator.plan.decide import Decided
 from finetune_operator.plan.layout import Layout
+from finetune_operator.run_state import RunState
 from finetune_operator.settings import Settings
 
 
-def build_job(job: FineTuneJob, decided: Decided, settings: Settings, layout: Layout, restarts: int = 0) -> Manifest:
-    """``restarts``: how much of backoffLimit earlier workloads of this FineTuneJob used up."""
-    policy = job.spec.run_policy
-    metadata = build_metadata(job, job_name(job))
-    metadata["annotations"] = {names.ANNOTATION_PLAN_HASH: decided.plan.training_hash()}
+def build_job(job: FineTuneJob, decided: Decided, settings: Settings, layout: Layout, run: RunState) -> Manifest:
+    """The pods of several nodes are replaced one by one: each ends by itself when another goes away, and they meet again."""
+    policy, nodes = job.spec.run_policy, job.spec.parallelism.nodes
+    template = build_pod_template(job, decided, settings, layout, run)
+    template["spec"] = {"restartPolicy": "Never"} | template["spec"]
     spec: Manifest = {
-        "completions": 1,
-        "parallelism": 1,
-        "backoffLimit": max(0, policy.backoff_limit - restarts),
+        "completions": nodes,
+        "parallelism": nodes,
+        "backoffLimit": max(0, policy.backoff_limit - run.restarts),
         "podFailurePolicy": build_pod_failure_policy(),
         "podReplacementPolicy": "Failed",  # never two pods on one output
-        "suspend": policy.suspend,
-        "template": build_pod_template(job, decided, settings, layout),
+        "suspend": is_suspended(job),
+        "template": template,
     }
+    if nodes > 1:
+        spec["completionMode"] = "Indexed"
     if policy.active_deadline is not None:
         spec["activeDeadlineSeconds"] = parse_duration(policy.active_deadline)
     if policy.ttl_after_finished is not None:
         spec["ttlSecondsAfterFinished"] = parse_duration(policy.ttl_after_finished)
-    return {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": spec}
+    return {"apiVersion": "batch/v1", "kind": "Job", "metadata": build_workload_metadata(job, decided), "spec": spec}

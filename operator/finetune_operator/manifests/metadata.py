@@ -4,13 +4,13 @@ from typing import Any
 
 from finetune_api import names
 from finetune_api.spec import FineTuneJob
-from finetune_operator.plan.decide import UNBORN_UID
+from finetune_operator.plan.decide import UNBORN_UID, Decided
 
 Manifest = dict[str, Any]
 
 
 def job_name(job: FineTuneJob) -> str:
-    """Name of the Job."""
+    """Name of the workload."""
     return job.metadata.name
 
 
@@ -27,6 +27,25 @@ def output_claim_name(job: FineTuneJob) -> str:
 def cache_claim_name(job: FineTuneJob) -> str:
     """Name of the claim made for the model cache."""
     return f"{job.metadata.name}-cache"
+
+
+def service_name(job: FineTuneJob) -> str:
+    """Name of the Service that the nodes find each other by."""
+    return f"{job.metadata.name}-nodes"
+
+
+def build_workload_metadata(job: FineTuneJob, decided: Decided) -> Manifest:
+    """Metadata of what runs the training."""
+    metadata = build_metadata(job, job_name(job))
+    metadata["annotations"] = {names.ANNOTATION_PLAN_HASH: decided.plan.training_hash()}
+    if job.spec.resources.queue_name is not None:
+        metadata["labels"][names.LABEL_QUEUE] = job.spec.resources.queue_name
+    return metadata
+
+
+def is_suspended(job: FineTuneJob) -> bool:
+    """Whether the workload is made suspended: as the person wishes, or for Kueue to start it."""
+    return job.spec.run_policy.suspend or job.spec.resources.queue_name is not None
 
 
 def build_labels(job: FineTuneJob) -> dict[str, str]:

@@ -4,29 +4,45 @@ from finetune_api import names
 from finetune_api.kubernetes import parse_duration
 from finetune_api.spec import FineTuneJob
 from finetune_operator.manifests.environment import build_environment
-from finetune_operator.manifests.metadata import Manifest, build_labels
+from finetune_operator.manifests.metadata import Manifest, build_labels, service_name
+from finetune_operator.manifests.network import add_network
+from finetune_operator.manifests.placement import add_placement
 from finetune_operator.manifests.scheduling import build_scheduling
+from finetune_operator.manifests.spot import add_spot
 from finetune_operator.manifests.volumes import build_volumes
 from finetune_operator.plan.decide import Decided
 from finetune_operator.plan.layout import Layout
+from finetune_operator.plan.parallelism import choose_backend
+from finetune_operator.run_state import RunState
 from finetune_operator.settings import Settings
 
 
-def build_pod_template(job: FineTuneJob, decided: Decided, settings: Settings, layout: Layout) -> Manifest:
-    """Conforms to Pod Security 'restricted' unless the person's own securityContext or volumes don't."""
+def build_pod_template(
+    job: FineTuneJob, decided: Decided, settings: Settings, layout: Layout, run: RunState
+) -> Manifest:
+    """Conforms to Pod Security 'restricted' unless the person's own securityContext, volumes or network don't.
+
+    Without restartPolicy: the workload's kind decides it.
+    """
     template = job.spec.pod_template
     volumes, mounts = build_volumes(job, decided, layout)
     security = settings.security_context.model_dump(by_alias=True, exclude_none=True)
     if template.security_context is not None:
         security |= template.security_context.model_dump(by_alias=True, exclude_none=True)
     pull_secrets = template.image_pull_secrets or settings.image_pull_secrets
+    metadata: Manifest = {"labels": (template.labels or {}) | build_labels(job)}
+    if template.annotations:
+        metadata["annotations"] = template.annotations
+    scheduling = build_scheduling(job)
+    add_spot(scheduling, metadata, job.spec, settings, run)
+    add_placement(scheduling, job)
+    grace_period = job.spec.spot.grace_period if job.spec.spot.enabled else None
     pod: Manifest = {
-        "restartPolicy": "Never",
-        "terminationGracePeriodSeconds": parse_duration(settings.termination_grace_period),
+        "terminationGracePeriodSeconds": parse_duration(grace_period or settings.termination_grace_period),
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "securityContext": security,
-        **build_scheduling(job),
+        **scheduling,
         "containers": [build_container(job, decided, settings, layout) | {"volumeMounts": mounts}],
         "volumes": volumes,
     }
@@ -34,9 +50,9 @@ def build_pod_template(job: FineTuneJob, decided: Decided, settings: Settings, l
         pod["serviceAccountName"] = template.service_account_name
     if pull_secrets:
         pod["imagePullSecrets"] = [secret.model_dump(by_alias=True) for secret in pull_secrets]
-    metadata: Manifest = {"labels": (template.labels or {}) | build_labels(job)}
-    if template.annotations:
-        metadata["annotations"] = template.annotations
+    if job.spec.parallelism.nodes > 1 and choose_backend(job.spec) == "Job":
+        pod["subdomain"] = service_name(job)
+    add_network(pod, metadata, job.spec)
     return {"metadata": metadata, "spec": pod}
 
 

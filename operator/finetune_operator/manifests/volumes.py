@@ -17,6 +17,7 @@ def build_volumes(job: FineTuneJob, decided: Decided, layout: Layout) -> tuple[l
         ),
         *(_source(slot, uri, layout) for slot, uri in list_sources(spec)),
         _output(job, layout),
+        _checkpoints(job, layout),
         _cache(job, layout),
         (
             {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": decided.resources.shared_memory}},
@@ -59,6 +60,17 @@ def _output(job: FineTuneJob, layout: Layout) -> tuple[Manifest, Manifest] | Non
     return (
         {"name": "output", "persistentVolumeClaim": {"claimName": claim}},
         {"name": "output", "mountPath": path},
+    )
+
+
+def _checkpoints(job: FineTuneJob, layout: Layout) -> tuple[Manifest, Manifest] | None:
+    storage = job.spec.checkpoint.storage
+    if storage is None or not storage.startswith("pvc://"):
+        return None
+    claim = parse_source(storage).name
+    return (
+        {"name": "checkpoints", "persistentVolumeClaim": {"claimName": claim}},
+        {"name": "checkpoints", "mountPath": layout.claim("checkpoints", claim)},
     )
 
 

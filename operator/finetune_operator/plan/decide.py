@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from finetune_api import plan as p
-from finetune_api.compatibility import CACHED, count_processes
+from finetune_api.compatibility import CACHED, count_local_processes, count_processes, list_node_counts
 from finetune_api.methods import METHODS
 from finetune_api.objectives import OBJECTIVES
 from finetune_api.spec import FineTuneJob, FineTuneJobSpec, Generation, Gguf
+from finetune_operator.plan.checkpoint import decide_checkpoint
 from finetune_operator.plan.decisions import Decision, Decisions
 from finetune_operator.plan.layout import Layout, parse_source, resolve_source
 from finetune_operator.plan.memory import fit_memory
@@ -73,13 +74,7 @@ def decide_plan(job: FineTuneJob, settings: Settings, layout: Layout) -> Decided
         training=_decide_hyperparameters(spec, notes, precision, parallelism),
         evaluation=_decide_evaluation(spec),
         parallelism=parallelism,
-        checkpoint=p.CheckpointPlan(
-            directory=f"{output}/checkpoints/{run_id}",
-            every_steps=spec.checkpoint.every_steps,
-            keep=spec.checkpoint.keep,
-            keep_best=spec.checkpoint.keep_best,
-            resume=spec.checkpoint.resume,
-        ),
+        checkpoint=decide_checkpoint(spec, notes, output, run_id, layout),
         output=p.OutputPlan(
             directory=output,
             artifacts=tuple(notes.choose("output.artifacts", spec.output.artifacts, ["adapter" if METHODS[spec.method.type].adapter else "merged"], "what the method trains")),
@@ -251,10 +246,10 @@ def _decide_optimizer(spec: FineTuneJobSpec, parallelism: p.ParallelismPlan) -> 
 
 def _decide_batch(spec: FineTuneJobSpec, notes: Decisions) -> tuple[int, int]:
     """(rows a device takes at once, batches accumulated)."""
-    training, devices = spec.training, count_processes(spec)
+    training, devices, local = spec.training, count_processes(spec), count_local_processes(spec)
     usual = 4 if METHODS[spec.method.type].adapter or spec.objective.type == "kto" else 1
     if training.global_batch_size is not None:
-        share = training.global_batch_size // devices
+        share = math.gcd(*(training.global_batch_size // (nodes * local) for nodes in list_node_counts(spec)))
         fitting = max(size for size in range(1, usual + 1) if share % size == 0)
         batch = notes.choose(
             "training.perDeviceBatchSize",
@@ -262,7 +257,8 @@ def _decide_batch(spec: FineTuneJobSpec, notes: Decisions) -> tuple[int, int]:
             fitting,
             f"divides the {share} rows that each device gets of globalBatchSize",
         )
-        return batch, notes.choose("training.gradientAccumulation", None, share // batch, "what globalBatchSize needs")
+        needed = training.global_batch_size // devices // batch
+        return batch, notes.choose("training.gradientAccumulation", None, needed, "what globalBatchSize needs")
     batch = notes.choose(
         "training.perDeviceBatchSize",
         training.per_device_batch_size,
@@ -277,6 +273,10 @@ def _decide_batch(spec: FineTuneJobSpec, notes: Decisions) -> tuple[int, int]:
         completions = (spec.objective.generation or Generation()).completions
         whole = completions // math.gcd(completions, batch * devices)
         needed, because = math.ceil(needed / whole) * whole, f"the {completions} answers to a prompt stay in one step"
+    if spec.parallelism.elastic is not None:
+        common = math.lcm(*list_node_counts(spec))
+        whole = common // math.gcd(common, spec.parallelism.nodes)
+        needed, because = math.ceil(needed / whole) * whole, "a step has the same rows with each number of nodes"
     accumulation = notes.choose("training.gradientAccumulation", training.gradient_accumulation, needed, because)
     notes.choose(
         "training.globalBatchSize",

@@ -9,7 +9,8 @@ from finetune_api.plan import ResolvedSource
 from finetune_api.spec import FineTuneJobSpec
 
 Slot = str
-"""What a folder is for: model, dataset, validation, mixture-0 and so on, adapter, reference, reward or output."""
+"""What a folder is for: model, dataset, validation, mixture-0 and so on, adapter, reference, reward, output or
+checkpoints."""
 
 
 class Layout(Protocol):

@@ -31,6 +31,8 @@ _PATTERNS: dict[str, tuple[str, str]] = {
     spec.IMAGE_PATTERN: ("an image reference without blanks", "registry.example.com/trainer:1.0"),
     spec.HARNESS_TASK_PATTERN: ("the name of a task of lm-eval, or file:///path.yaml", "hellaswag"),
     spec.HUB_REPO_PATTERN: ("organisation/name", "my-org/support-bot"),
+    spec.NCCL_PATTERN: ("a variable of NCCL, gloo, libfabric or UCX in capitals", "NCCL_IB_HCA"),
+    spec.NETWORK_PATTERN: ("the name of a NetworkAttachmentDefinition, after its namespace and '/' if need be", "rdma-net"),
     spec.FIGURE_PATTERN: ("the name of a figure", "loss"),
     spec.REWARD_FUNCTION_PATTERN: ("a name, or module:function of a Python module", "exact-match"),
 }  # fmt: skip
@@ -48,6 +50,7 @@ _SOURCES = {
     spec.MODEL_SOURCE_PATTERN: ("hf", "pvc", "file", "package"),
     spec.DATASET_SOURCE_PATTERN: ("hf", "pvc", "configMap", "file", "package", "s3"),
     spec.DESTINATION_PATTERN: ("pvc", "file"),
+    spec.STORAGE_PATTERN: ("pvc", "s3"),
 }
 
 _KINDS = {

@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from finetune_api.plan import TrainingPlan
-from finetune_trainer.checkpoint.marker import read_marker, verify_files
+from finetune_trainer.checkpoint.resume import fetch_checkpoint, name_checkpoint, read_marker
+from finetune_trainer.checkpoint.store import Store
 from finetune_trainer.distributed import Ranks
 from finetune_trainer.errors import CheckpointUnusableError
 from finetune_trainer.evaluate.course import find_best_step
@@ -18,19 +19,22 @@ def load_best(plan: TrainingPlan, trainer: Any, ranks: Ranks) -> int | None:
     step = find_best_step(trainer.state.log_history)
     if not plan.checkpoint.keep_best or step in (None, trainer.state.global_step):
         return None
-    folder = Path(plan.checkpoint.directory) / f"checkpoint-{step}"
-    if problem := ranks.share(_find_problem(folder) if ranks.is_main else None):
+    store = Store(plan.checkpoint.directory)
+    problem = _fetch(store, plan, step) if ranks.is_local_main else None
+    if ranks.any(problem is not None):
         raise CheckpointUnusableError(
-            f"{folder}, the best checkpoint, {problem}; set checkpoint.keepBest: false to export the last weights"
+            f"{name_checkpoint(step)} in {store.uri}, the best checkpoint, {ranks.share(problem)}; set "
+            "checkpoint.keepBest: false to export the last weights"
         )
-    trainer.state.best_model_checkpoint = str(folder)
+    trainer.state.best_model_checkpoint = str(Path(plan.checkpoint.folder) / name_checkpoint(step))
     trainer._load_best_model()
     return step
 
 
-def _find_problem(folder: Path) -> str | None:
+def _fetch(store: Store, plan: TrainingPlan, step: int) -> str | None:
+    """What is wrong with it."""
     try:
-        verify_files(folder, read_marker(folder))
+        fetch_checkpoint(store, plan, read_marker(store, step))
     except ValueError as error:
         return str(error)
     return None

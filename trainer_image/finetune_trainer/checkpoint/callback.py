@@ -1,18 +1,17 @@
-"""When checkpoints are written, what makes them complete, and how a run stops at one."""
+"""When checkpoints are written, and how a run stops at one."""
 
-import shutil
+import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
 from finetune_api.plan import TrainingPlan
-from finetune_trainer.checkpoint.marker import Marker, write_marker
-from finetune_trainer.checkpoint.resume import rotate_checkpoints
+from finetune_trainer.checkpoint.keeper import Keeper
+from finetune_trainer.checkpoint.marker import Marker
 from finetune_trainer.distributed import Ranks
-from finetune_trainer.errors import PreemptedError
+from finetune_trainer.errors import CheckpointLostError, PreemptedError
 from finetune_trainer.evaluate.course import find_best_step, should_stop
 from finetune_trainer.evaluate.loss import EvaluationAbandonedError
 from finetune_trainer.stop import StopRequest
@@ -23,9 +22,10 @@ class TrainedAlreadyError(Exception):
 
 
 class CheckpointCallback(TrainerCallback):  # type: ignore[misc]
-    """Has the Trainer save when the plan says so or the run has to stop, and completes the checkpoint with its marker.
+    """Has the Trainer save when the plan says so or the run has to stop, and the keeper complete what was saved.
 
-    ``describe`` gives the marker of the present state, without files.
+    ``describe`` gives the marker of the present state, without files; ``saving`` is told the step of each save's begin.
+    What is decided here, all ranks decide together: no rank may wait for another that goes on.
     """
 
     def __init__(
@@ -33,40 +33,49 @@ class CheckpointCallback(TrainerCallback):  # type: ignore[misc]
         plan: TrainingPlan,
         ranks: Ranks,
         stop: StopRequest,
+        keeper: Keeper,
         describe: Callable[[TrainerState], Marker],
-        announce: Callable[[int, bool], None],
+        saving: Callable[[int], None],
     ) -> None:
         self._plan = plan
         self._ranks = ranks
         self._stop = stop
+        self._keeper = keeper
         self._describe = describe
-        self._announce = announce
+        self._saving = saving
         self._stopping = False
         self._saved_step = 0
-        """Step of the newest complete checkpoint."""
+        """Step of the newest checkpoint."""
+        self._saved_at = time.monotonic()
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self._saved_step = state.global_step
+        self._saved_at = time.monotonic()
         stopping = self._plan.training.early_stopping
         if _is_last(state) or (stopping is not None and should_stop(state.log_history, stopping)):
             # The Trainer would train one step more.
             raise TrainedAlreadyError
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self._stopping = self._ranks.any(self._stop.requested)
-        every = self._plan.checkpoint.every_steps
+        self._stopping, due, lost = self._ranks.vote(
+            self._stop.requested, self._is_due(state), self._keeper.problem is not None
+        )
+        if lost:
+            self._give_up()
         if self._stopping:
             # Who asks us to stop doesn't wait for an evaluation; the run that goes on evaluates at its end.
             control.should_evaluate = False
-        if self._stopping or (every is not None and (state.global_step % every == 0 or _is_last(state))):
+        if self._stopping or due:
             self._request_save(state, control)
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if self._plan.checkpoint.every_steps is None and self._saved_step != state.global_step:
+        checkpoint = self._plan.checkpoint
+        by_epoch = checkpoint.every_steps is None and checkpoint.every_minutes is None
+        if by_epoch and self._saved_step != state.global_step:
             self._request_save(state, control)
 
     def on_prediction_step(
@@ -82,8 +91,7 @@ class CheckpointCallback(TrainerCallback):  # type: ignore[misc]
         if state.global_step == self._saved_step:
             if self._ranks.is_main:
                 # Who goes on from it has to know this evaluation.
-                state.save_to_json(str(self._folder(state) / TRAINER_STATE_NAME))
-                write_marker(self._folder(state), self._describe(state))
+                self._keeper.amend(self._describe(state), TRAINER_STATE_NAME, state.save_to_json)
             return
         is_best = self._plan.checkpoint.keep_best and find_best_step(state.log_history) == state.global_step
         if is_best or (control.should_training_stop and not _is_last(state)):
@@ -92,30 +100,49 @@ class CheckpointCallback(TrainerCallback):  # type: ignore[misc]
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         # Each rank has written its own random state; the marker has to see them all.
         self._ranks.barrier()
-        if self._ranks.is_main:
-            write_marker(self._folder(state), self._describe(state))
-            best = find_best_step(state.log_history) if self._plan.checkpoint.keep_best else None
-            rotate_checkpoints(self._plan, state.global_step, best)
+        best = find_best_step(state.log_history) if self._plan.checkpoint.keep_best else None
+        self._keeper.keep(self._describe(state), best, at_once=self._stopping)
         self._saved_step = state.global_step
-        self._announce(state.global_step, False)
-        self._ranks.barrier()
+        self._saved_at = time.monotonic()
+        if self._ranks.any(self._keeper.problem is not None):
+            self._give_up()
         if self._stopping:
             raise PreemptedError(
                 f"told to stop; a complete checkpoint of step {state.global_step} of {state.max_steps} was written"
             )
 
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._keeper.wait()
+        if self._ranks.any(self._keeper.problem is not None):
+            self._give_up()
+
+    def _is_due(self, state: TrainerState) -> bool:
+        checkpoint = self._plan.checkpoint
+        if checkpoint.every_steps is not None:
+            return state.global_step % checkpoint.every_steps == 0 or _is_last(state)
+        if checkpoint.every_minutes is not None:
+            # By one clock: the ranks' differ.
+            late = self._ranks.is_main and time.monotonic() - self._saved_at >= 60 * checkpoint.every_minutes
+            return late or _is_last(state)
+        return False
+
     def _request_save(self, state: TrainerState, control: TrainerControl) -> None:
         control.should_save = True
         # The loss up to here goes into the checkpoint's history, and is looked at before it is saved.
         control.should_log = True
-        self._announce(state.global_step, True)
-        if self._ranks.is_main:
-            # What an earlier run left there has to be gone before a rank writes.
-            shutil.rmtree(self._folder(state), ignore_errors=True)
+        self._saving(state.global_step)
+        # What an earlier run left there has to be gone before a rank writes.
+        self._keeper.clear(state.global_step)
         self._ranks.barrier()
 
-    def _folder(self, state: TrainerState) -> Path:
-        return Path(self._plan.checkpoint.directory) / f"checkpoint-{state.global_step}"
+    def _give_up(self) -> None:
+        """Raises: CheckpointLostError on every rank; training on would be without a net."""
+        problem = self._ranks.share(self._keeper.problem)
+        raise CheckpointLostError(
+            f"{problem}; the checkpoint before it is whole. Mend checkpoint.storage: the run goes on from there"
+        )
 
 
 def _is_last(state: TrainerState) -> bool:

@@ -7,8 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from finetune_api.plan import TrainingPlan
-from finetune_trainer.checkpoint.marker import Marker, read_marker, verify_files
+from finetune_trainer.checkpoint.marker import MARKER_NAME, FileRecord, Marker, parse_marker
+from finetune_trainer.checkpoint.store import Store
 from finetune_trainer.errors import CheckpointUnusableError
+
+RESHAPED = ("single", "ddp")
+"""Strategies whose processes all hold everything: their checkpoints fit any number of processes."""
 
 
 @dataclass(frozen=True)
@@ -16,20 +20,49 @@ class ResumePoint:
     """A complete checkpoint of this run."""
 
     folder: Path
+    """On this node's disks, or on one that all nodes see."""
     marker: Marker
 
 
-def list_checkpoints(directory: Path) -> list[tuple[int, Path]]:
-    """Checkpoint folders as (step, folder), newest first, complete or not."""
-    found = []
-    for path in directory.glob("checkpoint-*"):
-        match = re.fullmatch(r"checkpoint-(\d+)", path.name)
-        if match and path.is_dir():
-            found.append((int(match[1]), path))
-    return sorted(found, reverse=True)
+def name_checkpoint(step: int) -> str:
+    """Its folder, as the Trainer calls it."""
+    return f"checkpoint-{step}"
 
 
-def find_resume_point(plan: TrainingPlan, data_fingerprint: str, warn: Callable[[str], None]) -> ResumePoint | None:
+def list_checkpoints(store: Store) -> list[int]:
+    """Steps of the checkpoints, newest first, complete or not."""
+    found = [re.fullmatch(r"checkpoint-(\d+)", name) for name in store.list_folders()]
+    return sorted((int(match[1]) for match in found if match), reverse=True)
+
+
+def read_marker(store: Store, step: int) -> Marker:
+    """The marker of a checkpoint, its files unchecked. Raises: ValueError saying what is missing or broken."""
+    return parse_marker(store.read(f"{name_checkpoint(step)}/{MARKER_NAME}"))
+
+
+def fetch_checkpoint(store: Store, plan: TrainingPlan, marker: Marker) -> Path:
+    """The checkpoint's folder, each of its files checked; where nodes write to their own disks, it is brought there.
+
+    Raises: ValueError naming the first file that is missing or not as the marker says.
+    """
+    name = name_checkpoint(marker.step)
+    folder = Path(plan.checkpoint.folder) / name
+    if plan.checkpoint.staging is not None:
+        shutil.rmtree(folder, ignore_errors=True)
+    for record in marker.files:
+        path = f"{name}/{record.path}"
+        try:
+            found = store.inspect(path) if plan.checkpoint.staging is None else store.download(path, folder / record.path)  # fmt: skip
+        except FileNotFoundError:
+            raise ValueError(f"lacks the file {record.path}") from None
+        if FileRecord(path=record.path, size=found.size, sha256=found.sha256) != record:
+            raise ValueError(f"has a changed file {record.path}")
+    return folder
+
+
+def find_resume_point(
+    store: Store, plan: TrainingPlan, data_fingerprint: str, warn: Callable[[str], None]
+) -> ResumePoint | None:
     """The newest complete checkpoint that fits, None to start from the beginning.
 
     Broken ones, and those of another run, are passed over with a warning.
@@ -40,67 +73,72 @@ def find_resume_point(plan: TrainingPlan, data_fingerprint: str, warn: Callable[
     if plan.checkpoint.resume == "never":
         return None
     misfits = []
-    for _, folder in list_checkpoints(Path(plan.checkpoint.directory)):
+    for step in list_checkpoints(store):
+        name = name_checkpoint(step)
         try:
-            marker = read_marker(folder)
-            verify_files(folder, marker)
+            marker = read_marker(store, step)
+            if marker.run_id != plan.job.run_id:
+                warn(f"checkpoint {name} belongs to another run, {marker.run_id}; passed over")
+                continue
+            misfit = _describe_misfit(plan, data_fingerprint, marker)
+            if misfit is None:
+                return ResumePoint(fetch_checkpoint(store, plan, marker), marker)
         except ValueError as error:
-            warn(f"checkpoint {folder.name} {error}; passed over")
+            warn(f"checkpoint {name} {error}; passed over")
             continue
-        if marker.run_id != plan.job.run_id:
-            warn(f"checkpoint {folder.name} belongs to another run, {marker.run_id}; passed over")
-            continue
-        misfit = _describe_misfit(plan, data_fingerprint, marker)
-        if misfit is None:
-            return ResumePoint(folder, marker)
-        misfits.append(f"{folder.name} {misfit}")
+        misfits.append(f"{name} {misfit}")
     if misfits:
         raise CheckpointUnusableError(
-            f"no checkpoint in {plan.checkpoint.directory} can be resumed: {'; '.join(misfits)}. Restore the plan and "
+            f"no checkpoint in {store.uri} can be resumed: {'; '.join(misfits)}. Restore the plan and "
             "data that they were made with, or set checkpoint.resume: never to start anew"
         )
     return None
 
 
 def _describe_misfit(plan: TrainingPlan, data_fingerprint: str, marker: Marker) -> str | None:
-    if marker.world_size != plan.parallelism.world_size:
-        return f"was made by {marker.world_size} processes, now there are {plan.parallelism.world_size}"
+    parallelism = plan.parallelism
     if marker.training_hash != plan.training_hash():
         return "was made with other model, dataset, method or training settings"
+    if marker.world_size != parallelism.world_size and parallelism.strategy not in RESHAPED:
+        return (
+            f"was made by {marker.world_size} processes, now there are {parallelism.world_size}, and those of "
+            f"parallelism.strategy {parallelism.strategy} each saved a share"
+        )
     if marker.data_fingerprint != data_fingerprint:
         return "was made with other training rows: the dataset's content has changed"
     return None
 
 
-def discard_later(plan: TrainingPlan, step: int) -> None:
+def discard_later(store: Store, plan: TrainingPlan, step: int) -> None:
     """Delete this run's and unfinished checkpoints after ``step``: the run will write these steps again."""
-    for checkpoint_step, folder in list_checkpoints(Path(plan.checkpoint.directory)):
-        if checkpoint_step <= step:
-            continue
-        try:
-            foreign = read_marker(folder).run_id != plan.job.run_id
-        except ValueError:
-            foreign = False
-        if not foreign:
-            shutil.rmtree(folder)
+    for later in list_checkpoints(store):
+        if later > step and not _is_foreign(store, plan, later):
+            store.remove(name_checkpoint(later))
 
 
-def rotate_checkpoints(plan: TrainingPlan, newest_step: int, best_step: int | None = None) -> None:
+def rotate_checkpoints(store: Store, plan: TrainingPlan, newest_step: int, best_step: int | None = None) -> None:
     """Delete this run's older checkpoints beyond ``checkpoint.keep``, all but the best, and its unfinished ones.
 
     To be called once the one of ``newest_step`` is complete, so that there is always a complete one.
     """
     kept = 0
-    for step, folder in list_checkpoints(Path(plan.checkpoint.directory)):
+    for step in list_checkpoints(store):
         if step > newest_step:
             continue
         try:
-            foreign = read_marker(folder).run_id != plan.job.run_id
+            marker = read_marker(store, step)
         except ValueError:
-            shutil.rmtree(folder)
+            store.remove(name_checkpoint(step))
             continue
-        if foreign:
+        if marker.run_id != plan.job.run_id:
             continue
         kept += 1
         if kept > plan.checkpoint.keep and step != best_step:
-            shutil.rmtree(folder)
+            store.remove(name_checkpoint(step))
+
+
+def _is_foreign(store: Store, plan: TrainingPlan, step: int) -> bool:
+    try:
+        return read_marker(store, step).run_id != plan.job.run_id
+    except ValueError:
+        return False

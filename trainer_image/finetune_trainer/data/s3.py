@@ -1,17 +1,13 @@
 """Datasets in S3: copied once into the cache, then files like any other."""
 
 import hashlib
-import os
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from finetune_api.plan import DatasetPlan, ResolvedSource, TrainingPlan
 from finetune_trainer.data.cache import build_once
 from finetune_trainer.errors import InvalidInputError
-
-_REFUSALS = ("ACCESS_DENIED", "INVALID_ACCESS_KEY_ID", "SIGNATURE_DOES_NOT_MATCH", "NO_SUCH_BUCKET", "NO_SUCH_KEY")
-"""Errors of AWS's client that another try doesn't mend."""
+from finetune_trainer.s3 import VARIABLES, connect_s3, is_refused
 
 
 def fetch_sources(plan: TrainingPlan) -> TrainingPlan:
@@ -36,11 +32,11 @@ def _fetch(source: ResolvedSource, cache: Path) -> ResolvedSource:
     try:
         path = _copy(source, cache)
     except OSError as error:
-        if not isinstance(error, FileNotFoundError) and not any(refusal in str(error) for refusal in _REFUSALS):
+        if not is_refused(error):
             raise
         raise InvalidInputError(
             f"dataset {source.uri}: {str(error).splitlines()[0]}; it is looked for with the AWS_* variables of the "
-            "environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION, AWS_ENDPOINT_URL)"
+            f"environment ({VARIABLES})"
         ) from error
     return source.model_copy(update={"kind": "file", "location": str(path)})
 
@@ -49,7 +45,7 @@ def _copy(source: ResolvedSource, cache: Path) -> Path:
     """The copy of a file or folder. Its place changes with the names, sizes and times of the files."""
     from fsspec.implementations.arrow import ArrowFSWrapper  # type: ignore[import-untyped]
 
-    remote = ArrowFSWrapper(_connect())
+    remote = ArrowFSWrapper(connect_s3())
     location = source.location.rstrip("/")
     files = {location: remote.info(location)}
     if files[location]["type"] == "directory":
@@ -67,17 +63,3 @@ def _copy(source: ResolvedSource, cache: Path) -> Path:
 
     build_once(folder, build)
     return folder / Path(location).name
-
-
-def _connect() -> Any:
-    """AWS's client, set up by the environment; it reads the credentials itself."""
-    from pyarrow.fs import S3FileSystem  # type: ignore[import-untyped]
-
-    environment = os.environ
-    endpoint = environment.get("AWS_ENDPOINT_URL_S3") or environment.get("AWS_ENDPOINT_URL")
-    region = environment.get("AWS_REGION") or environment.get("AWS_DEFAULT_REGION")
-    options = {"region": region} if region else {}
-    if endpoint:
-        parts = urlsplit(endpoint)
-        options.update(endpoint_override=parts.netloc, scheme=parts.scheme)
-    return S3FileSystem(**options)

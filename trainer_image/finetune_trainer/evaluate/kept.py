@@ -11,7 +11,7 @@ from finetune_trainer.files import write_atomically
 
 def keep(plan: TrainingPlan, name: str, asked: dict[str, Any], answer: Callable[[], Any]) -> Any:
     """The answers in the file ``name`` when this run ``asked`` the same there, else those of ``answer``, then kept."""
-    path = Path(plan.checkpoint.directory) / name
+    path = Path(plan.checkpoint.folder) / name
     asked = {"runId": plan.job.run_id, **asked}
     if path.exists():
         kept = json.loads(path.read_text(encoding="utf-8"))

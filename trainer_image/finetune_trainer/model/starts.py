@@ -63,7 +63,7 @@ def changes_base(plan: TrainingPlan) -> bool:
 
 def start_folder(plan: TrainingPlan) -> Path:
     """Where the untrained adapter is kept: what is exported is the difference to it."""
-    return Path(plan.checkpoint.directory) / "start-adapter"
+    return Path(plan.checkpoint.folder) / "start-adapter"
 
 
 def keep_start(plan: TrainingPlan, model: Any) -> None:

@@ -27,7 +27,7 @@ def build_arguments(plan: TrainingPlan, has_validation: bool, resumed: bool) -> 
         # The checkpoint's history has the loss before the first step.
         evaluation["eval_on_start"] = not resumed
     return dict(
-        output_dir=plan.checkpoint.directory,
+        output_dir=plan.checkpoint.folder,
         run_name=plan.job.name,
         **length,
         learning_rate=training.learning_rate,

@@ -1,0 +1,56 @@
+"""The PyTorchJob of Kubeflow's training operator (kubeflow.org/v1): a master and workers, or workers whose number changes.
+
+It has no podFailurePolicy: its containers are started again whatever they end with, and the operator ends it.
+"""
+
+from typing import Any
+
+from finetune_api import names
+from finetune_api.kubernetes import parse_duration
+from finetune_api.spec import FineTuneJob
+from finetune_operator.manifests.metadata import Manifest, build_workload_metadata, is_suspended
+from finetune_operator.manifests.pod import build_pod_template
+from finetune_operator.plan.decide import Decided
+from finetune_operator.plan.layout import Layout
+from finetune_operator.run_state import RunState
+from finetune_operator.settings import Settings
+
+
+def build_pytorchjob(job: FineTuneJob, decided: Decided, settings: Settings, layout: Layout, run: RunState) -> Manifest:
+    """An elastic one has no master: any of its pods may go."""
+    policy, parallelism = job.spec.run_policy, job.spec.parallelism
+    template = build_pod_template(job, decided, settings, layout, run)
+    (container,) = template["spec"]["containers"]
+    container["name"] = names.PYTORCHJOB_CONTAINER
+    port = {"name": names.PYTORCHJOB_PORT_NAME, "containerPort": names.RENDEZVOUS_PORT, "protocol": "TCP"}
+    container["ports"].append(port)
+
+    def build_replicas(count: int) -> Manifest:
+        return {"replicas": count, "restartPolicy": "OnFailure", "template": template}
+
+    replicas: Manifest
+    if parallelism.elastic is not None:
+        replicas = {"Worker": build_replicas(parallelism.nodes)}
+    else:
+        replicas = {"Master": build_replicas(1)}
+        if parallelism.nodes > 1:
+            replicas["Worker"] = build_replicas(parallelism.nodes - 1)
+    run_policy: dict[str, Any] = {"cleanPodPolicy": "Running", "suspend": is_suspended(job)}
+    if policy.active_deadline is not None:
+        run_policy["activeDeadlineSeconds"] = parse_duration(policy.active_deadline)
+    if policy.ttl_after_finished is not None:
+        run_policy["ttlSecondsAfterFinished"] = parse_duration(policy.ttl_after_finished)
+    spec: Manifest = {
+        "nprocPerNode": str(decided.plan.parallelism.processes_per_node),
+        "pytorchReplicaSpecs": replicas,
+        "runPolicy": run_policy,
+    }
+    if parallelism.elastic is not None:
+        spec["elasticPolicy"] = {
+            "minReplicas": parallelism.elastic.min_nodes,
+            "maxReplicas": parallelism.elastic.max_nodes,
+            "maxRestarts": parallelism.elastic.max_restarts,
+            "rdzvBackend": "c10d",
+        }
+    metadata = build_workload_metadata(job, decided)
+    return {"apiVersion": names.PYTORCHJOB_API_VERSION, "kind": "PyTorchJob", "metadata": metadata, "spec": spec}

@@ -1,0 +1,148 @@
+"""Jobs of two pods on the real node: by Kubernetes' own Job controller, and by Kubeflow's training operator."""
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from finetune_api.names import Condition
+from tests.chart.release import Release
+from tests.cluster.harness.api import Object
+from tests.cluster.harness.waiting import wait_until
+from tests.node.harness.machine import CGROUP
+from tests.node.harness.node import NAME, Node
+from tests.node.harness.training_operator import TrainingOperator
+from tests.node.small_jobs import SmallJob, provide_inputs
+from tests.tiny_model import build_tiny_model
+
+STEPS = 60
+BACKENDS = ("Job", "PyTorchJob")
+TWO: Object = {"nodes": 2}
+
+
+@pytest.fixture(scope="module")
+def place(release: Release, restricted_namespace: str, node: Node, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A namespace with model and data, on a cluster with both operators."""
+    TrainingOperator(node)
+    model = tmp_path_factory.mktemp("model")
+    build_tiny_model(model)
+    provide_inputs(node.control_plane, restricted_namespace, model)
+    release.install("--set", "settings.progressInterval=2s", "--wait", "--timeout", "3m")
+    return restricted_namespace
+
+
+def train(node: Node, place: str, name: str, **sections: Object) -> SmallJob:
+    """A job that nobody disturbs."""
+    job = SmallJob(node.control_plane, place, name, **sections)
+    job.apply()
+    job.wait_for(Condition.COMPLETE, minutes=10)
+    return job
+
+
+def kill_trainer(pod: Object) -> None:
+    """SIGKILL to every process of a pod's container, as when a node loses power; no warning, no last words."""
+    uid = pod["metadata"]["uid"]
+    found = False
+    for folder in Path("/sys/fs/cgroup").rglob(f"{CGROUP}/**/*{uid}*"):
+        for processes in folder.rglob("cgroup.procs"):
+            for process in processes.read_text().split():
+                if "finetune_trainer" in Path(f"/proc/{process}/cmdline").read_text():
+                    os.kill(int(process), signal.SIGKILL)
+                    found = True
+        if found:
+            return
+    raise LookupError(f"no trainer's process in pod {pod['metadata']['name']}")
+
+
+def losses(job: SmallJob) -> list[float]:
+    """Of each step, as the trainer kept them in the newest checkpoint."""
+    folders = (job.output() / "checkpoints").rglob("checkpoint-*")
+    newest = max((each for each in folders if each.is_dir()), key=lambda folder: int(folder.name.split("-")[1]))
+    history = json.loads((newest / "trainer_state.json").read_text())["log_history"]
+    return [entry["loss"] for entry in history if "loss" in entry]
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "zero2"])
+def test_both_backends_train_to_the_same(node: Node, place: str, strategy: str, report: list[str]) -> None:
+    jobs = {}
+    for backend in BACKENDS:
+        began = time.monotonic()
+        sections: dict[str, Object] = {
+            "training": {"maxSteps": STEPS},
+            "parallelism": TWO | {"strategy": strategy, "backend": backend},
+        }
+        job = jobs[backend] = train(node, place, f"{strategy}-{backend.lower()}", **sections)
+        report.append(f"two pods, {strategy}, {backend}: complete after {time.monotonic() - began:.0f} s")
+        status = job.status()
+        assert status["workload"]["kind"] == backend
+        assert status["plan"]["nodes"] == 2
+        assert len(job.rows(0)) == len(job.rows(1)) == STEPS
+        assert job.rows(0) != job.rows(1)
+    one, other = jobs.values()
+    assert losses(one) == losses(other)
+    assert len(losses(one)) == STEPS
+    assert one.weights() == other.weights()
+    for job in jobs.values():
+        job.delete()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_killed_worker_comes_back_and_all_go_on_from_the_checkpoint(node: Node, place: str, backend: str) -> None:
+    sections: dict[str, Object] = {
+        "training": {"maxSteps": 200},
+        "checkpoint": {"everySteps": 20},
+        "parallelism": TWO | {"backend": backend},
+    }
+    undisturbed = train(node, place, f"whole-{backend.lower()}", **sections)
+    disturbed = SmallJob(node.control_plane, place, f"killed-{backend.lower()}", **sections)
+    disturbed.apply()
+    wait_until(lambda: len(disturbed.rows()) > 50, "50 steps", 300, describe=disturbed.describe)
+    worker = max(disturbed.pods(), key=lambda pod: pod["metadata"]["name"].replace("master", "0"))
+    kill_trainer(worker)
+    disturbed.wait_for(Condition.COMPLETE, minutes=10)
+    status = disturbed.status()
+    assert status["restarts"] == 1  # the victim's peer is not counted
+    assert status["lostSteps"] <= 21
+    assert disturbed.weights() == undisturbed.weights()
+    print(disturbed.kubectl("get", "finetunejob", "--output", "wide"))
+    for job in (undisturbed, disturbed):
+        job.delete()
+
+
+def test_an_elastic_job_goes_on_with_one_node_and_takes_up_the_second_again(node: Node, place: str) -> None:
+    """2 -> 1 -> 2 nodes: each step sees the rows that it would have seen."""
+    steps = 400
+    sections: dict[str, Object] = {
+        "method": {"dropout": 0},
+        "training": {"maxSteps": steps},
+        "checkpoint": {"everySteps": 20},
+        "parallelism": TWO | {"elastic": {"minNodes": 1, "maxNodes": 2}},
+    }
+    job = SmallJob(node.control_plane, place, "elastic", **sections)
+    job.apply()
+    wait_until(lambda: len(job.rows(1)) > 20, "steps of two nodes", 300, describe=job.describe)
+    job.kubectl("cordon", NAME)
+    try:
+        job.kubectl("delete", "pod", "elastic-worker-1")
+        alone = len(job.rows(1))
+
+        def on_its_own() -> bool:
+            """Two micro-batches a step where there was one."""
+            rows = job.rows(0)
+            return len(rows) > 1 and rows[-1]["step"] == rows[-2]["step"]
+
+        wait_until(on_its_own, "steps of one node", 300, describe=job.describe)
+    finally:
+        job.kubectl("uncordon", NAME)
+    wait_until(lambda: len(job.rows(1)) > alone + 5, "steps of two nodes again", 300, describe=job.describe)
+    job.wait_for(Condition.COMPLETE, minutes=10)
+    seen: dict[int, set[str]] = {}
+    for rank in (0, 1):
+        for row in job.rows(rank):
+            seen.setdefault(row["step"], set()).add(row["rows"])
+    # A step that was done again was given the same rows again.
+    assert {step: len(rows) for step, rows in seen.items()} == dict.fromkeys(range(steps), 2)
+    job.delete()

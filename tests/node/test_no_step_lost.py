@@ -1,0 +1,79 @@
+"""Pods of running jobs are taken away at random moments; what is trained is what an undisturbed run trains, bit for bit.
+
+FINETUNE_SOAK=1: twenty times each instead of three.
+"""
+
+import os
+import random
+import time
+
+import pytest
+
+from finetune_api.names import Condition
+from tests.chart.release import Release
+from tests.cluster.harness.api import Object
+from tests.cluster.harness.waiting import wait_until
+from tests.node.harness.node import Node
+from tests.node.small_jobs import SmallJob, provide_inputs
+from tests.tiny_model import build_tiny_model
+
+SOAK = bool(os.environ.get("FINETUNE_SOAK"))
+TIMES = 20 if SOAK else 3
+STEPS = 3000 if SOAK else 600
+INTERVAL = 25
+"""Optimiser steps between saves where the pods get no time for a last one."""
+KINDS: dict[str, dict[str, Object]] = {
+    "sft": {"training": {"maxSteps": STEPS}},
+    "packed": {"training": {"maxSteps": STEPS // 2, "packing": "bfd", "maxLength": 96}},
+    "accumulated": {"training": {"maxSteps": STEPS // 2, "perDeviceBatchSize": 1, "gradientAccumulation": 4}},
+    "dpo": {"training": {"maxSteps": STEPS // 2}, "objective": {"type": "dpo"}},
+    "two-ranks": {"training": {"maxSteps": STEPS // 2}, "parallelism": {"processes": 2}},
+}
+
+
+@pytest.fixture(scope="module")
+def place(release: Release, restricted_namespace: str, node: Node, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A namespace with model and data, watched by the installed operator."""
+    model = tmp_path_factory.mktemp("model")
+    build_tiny_model(model)
+    provide_inputs(node.control_plane, restricted_namespace, model)
+    release.install("--set", "settings.progressInterval=2s", "--wait", "--timeout", "3m")
+    return restricted_namespace
+
+
+def interrupt(job: SmallJob, number: int) -> None:
+    """Lets the job train for a random moment, and evicts its pod."""
+    seen = len(job.rows())
+    wait_until(lambda: len(job.rows()) > seen, f"steps after interruption {number}", 300, describe=job.describe)
+    time.sleep(random.uniform(0, 1.5))
+    (pod,) = job.running_pods()
+    job.evict(pod)
+    wait_until(lambda: pod not in job.running_pods(), f"the end of {pod}", 150, describe=job.describe)
+
+
+def finish(job: SmallJob) -> None:
+    job.wait_for(Condition.COMPLETE, minutes=10)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_evicted_pods_lose_no_step(node: Node, place: str, kind: str, report: list[str]) -> None:
+    undisturbed = SmallJob(node.control_plane, place, f"{kind}-undisturbed", **KINDS[kind])
+    undisturbed.apply()
+    finish(undisturbed)
+    disturbed = SmallJob(node.control_plane, place, f"{kind}-disturbed", **KINDS[kind])
+    disturbed.apply()
+    began = time.monotonic()
+    for number in range(TIMES):
+        interrupt(disturbed, number)
+    finish(disturbed)
+    status = disturbed.status()
+    assert status["preemptions"] == TIMES
+    assert status.get("lostSteps", 0) == 0
+    assert status.get("restarts", 0) == 0
+    for rank in range(2 if kind == "two-ranks" else 1):
+        assert disturbed.rows(rank) == undisturbed.rows(rank)
+    assert len(disturbed.rows()) >= status["progress"]["totalSteps"]
+    assert disturbed.weights() == undisturbed.weights()
+    report.append(f"{kind}: evicted {TIMES} times, 0 steps lost, complete after {time.monotonic() - began:.0f} s")
+    disturbed.delete()
+    undisturbed.delete()

@@ -1,0 +1,119 @@
+"""Where a run's checkpoints are kept: a folder that every node sees, or a prefix in a bucket of S3."""
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+from finetune_trainer.checkpoint.marker import FileRecord
+from finetune_trainer.files import sync_path
+from finetune_trainer.s3 import connect_s3, insist
+
+_CHUNK = 8 * 2**20
+
+
+class Store:
+    """Files by their path below ``uri``. All methods raise OSError; those of S3 wait for a server that is away."""
+
+    def __init__(self, uri: str) -> None:
+        from pyarrow import fs  # type: ignore[import-untyped]
+
+        self.uri = uri.rstrip("/")
+        self._is_remote = uri.startswith("s3://")
+        self._root = self.uri.removeprefix("s3://")
+        self._system: Any = insist(connect_s3) if self._is_remote else fs.LocalFileSystem()
+
+    def list_folders(self) -> list[str]:
+        """Names of the folders directly in it."""
+        from pyarrow import fs
+
+        found = insist(lambda: self._system.get_file_info(fs.FileSelector(self._root, allow_not_found=True)))
+        return [info.base_name for info in found if info.type is fs.FileType.Directory]
+
+    def read(self, path: str) -> bytes | None:
+        """A small file's content; None without one."""
+
+        def read() -> bytes | None:
+            try:
+                with self._system.open_input_file(self._at(path)) as file:
+                    content: bytes = file.read()
+                    return content
+            except FileNotFoundError:
+                return None
+
+        return insist(read)
+
+    def write(self, path: str, content: bytes) -> None:
+        """A small file, whole or not at all."""
+
+        def write() -> None:
+            target = self._at(path) if self._is_remote else f"{self._at(path)}.partial"
+            with self._system.open_output_stream(target) as file:
+                file.write(content)
+            if not self._is_remote:
+                sync_path(Path(target))
+                os.replace(target, self._at(path))
+                sync_path(Path(target).parent)
+
+        insist(write)
+
+    def upload(self, file: Path, path: str) -> FileRecord:
+        """Put a file there, on the disk of a folder."""
+
+        def copy() -> FileRecord:
+            self._make_parent(path)
+            with file.open("rb") as source, self._system.open_output_stream(self._at(path)) as target:
+                record = _copy(source, target, path)
+            if not self._is_remote:
+                sync_path(Path(self._at(path)))
+            return record
+
+        return insist(copy)
+
+    def download(self, path: str, file: Path) -> FileRecord:
+        """Fetch a file."""
+
+        def copy() -> FileRecord:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with self._system.open_input_stream(self._at(path)) as source, file.open("wb") as target:
+                return _copy(source, target, path)
+
+        return insist(copy)
+
+    def inspect(self, path: str) -> FileRecord:
+        """Size and hash of a file, which is read whole."""
+
+        def read() -> FileRecord:
+            with self._system.open_input_stream(self._at(path)) as source:
+                return _copy(source, None, path)
+
+        return insist(read)
+
+    def remove(self, name: str) -> None:
+        """Remove a folder."""
+
+        def remove() -> None:
+            try:
+                self._system.delete_dir(self._at(name))
+            except FileNotFoundError:
+                return
+
+        insist(remove)
+
+    def _at(self, path: str) -> str:
+        return f"{self._root}/{path}"
+
+    def _make_parent(self, path: str) -> None:
+        if not self._is_remote:
+            Path(self._at(path)).parent.mkdir(parents=True, exist_ok=True)
+
+
+def _copy(source: Any, target: Any, path: str) -> FileRecord:
+    """Copy (to None: only read) and measure."""
+    digest, size = hashlib.sha256(), 0
+    while chunk := source.read(_CHUNK):
+        digest.update(chunk)
+        size += len(chunk)
+        if target is not None:
+            target.write(chunk)
+    return FileRecord(path=path, size=size, sha256=digest.hexdigest())
