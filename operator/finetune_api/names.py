@@ -15,10 +15,16 @@ LABEL_JOB_NAME = f"{GROUP}/job-name"
 LABEL_MANAGED_BY = "app.kubernetes.io/managed-by"
 LABEL_NAME = "app.kubernetes.io/name"
 LABEL_COMPONENT = "app.kubernetes.io/component"
+ANNOTATION_MARKET = f"{GROUP}/market"
 ANNOTATION_PLAN_HASH = f"{GROUP}/plan-hash"
 
 LABEL_QUEUE = "kueue.x-k8s.io/queue-name"
 ANNOTATION_NETWORKS = "k8s.v1.cni.cncf.io/networks"
+
+# How the pods of a workload are numbered: by the Job controller, and by Kubeflow's.
+LABEL_INDEX = "batch.kubernetes.io/job-completion-index"
+LABEL_REPLICA_TYPE = "training.kubeflow.org/replica-type"
+LABEL_REPLICA_INDEX = "training.kubeflow.org/replica-index"
 
 PYTORCHJOB_API_VERSION = "kubeflow.org/v1"
 WORKLOADS = ("Job", "PyTorchJob")
@@ -97,6 +103,11 @@ class Reason:
     PREPARING = "Preparing"
     TRAINING = "Training"
     RESTARTING = "Restarting"
+    PREEMPTED = "Preempted"
+    RESUMING = "Resuming"
+    QUEUED = "Queued"
+    TOO_MANY_PREEMPTIONS = "TooManyPreemptions"
+    MARKET_CHANGED = "MarketChanged"
     SUSPENDED = "Suspended"
     RESUMED = "Resumed"
     NOT_SUSPENDED = "NotSuspended"

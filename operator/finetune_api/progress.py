@@ -26,6 +26,8 @@ class Progress(ApiModel):
     """Step of the newest complete checkpoint."""
     restarted_from: int | None = None
     """Step of the checkpoint that this process resumed from."""
+    lost_steps: int = 0
+    """Steps that were done and had to be done again, of the whole run."""
 
 
 class ArtifactRecord(ApiModel):
@@ -54,6 +56,7 @@ class Termination(ApiModel):
     loss: float | None = None
     eval_loss: float | None = None
     tokens_per_second: float | None = None
+    lost_steps: int = 0
     artifacts: tuple[ArtifactRecord, ...] = ()
 
 
@@ -102,6 +105,8 @@ class Result(ApiModel):
     trainable_parameters: int
     total_parameters: int
     resumes: int
+    lost_steps: int = 0
+    """Optimiser steps that were done and had to be done again."""
     artifacts: tuple[ArtifactRecord, ...]
     samples: tuple[Sample, ...] = ()
     evaluation_before: dict[str, float] = {}

@@ -56,6 +56,8 @@ class WorkloadStatus(ApiModel):
     """Restarts of the workloads before this one; what is left of backoffLimit goes on from here."""
     preemptions_before: int
     """Preemptions of the workloads before this one."""
+    counted: list[str] | None = None
+    """Ends of pods that are in the counts already, as pod/restart, as long as the pod is there."""
 
 
 class ProgressStatus(ApiModel):
@@ -145,6 +147,8 @@ class Status(ApiModel):
     """Where the pods run now, for jobs with spot.enabled."""
     market_since: Time | None = None
     """When that was decided."""
+    market_preemptions: int | None = None
+    """Preemptions at that time."""
     node: str | None = None
     """Node of the newest pod."""
     artifacts: list[ArtifactStatus] | None = None

@@ -2,12 +2,18 @@
 
 from dataclasses import dataclass, field
 
+from finetune_api import names
+from finetune_api.exit_codes import Retry, parse_exit_code
 from finetune_api.names import Reason
 from finetune_operator.manifests.metadata import Manifest
-from finetune_operator.observe.snapshot import Snapshot
+from finetune_operator.observe.counts import count_ends
+from finetune_operator.observe.snapshot import Snapshot, Workload, select_policy
 
-# The fields of a Job that follow the FineTuneJob after the start; all others are fixed when the Job is made.
+# What of the workload's policy follows the FineTuneJob after the start; all else is fixed when the workload is made.
 FOLLOWING = ("suspend", "activeDeadlineSeconds", "ttlSecondsAfterFinished")
+# The Job controller waits 10 s before it replaces the first pod, then twice as long each time, up to 10 minutes, also for
+# pods that did nothing wrong. A Job that is made anew begins at 0.
+PREEMPTIONS_A_JOB = 2
 
 
 @dataclass(frozen=True)
@@ -26,14 +32,17 @@ class Intent:
     delete: tuple[Manifest, ...] = ()
     """Children of our own that are outdated; deleted before anything is applied."""
     workload_patch: Manifest = field(default_factory=dict)
-    """Fields of the Job's spec to change; empty: none."""
+    """Fields of the workload's policy to change; empty: none."""
     obstacle: Obstacle | None = None
 
 
-def decide_intent(snapshot: Snapshot, manifests: list[Manifest]) -> Intent:
-    """Creates what is missing while there is no workload; afterwards only the few fields that follow."""
+def decide_intent(snapshot: Snapshot, manifests: list[Manifest], has_failed: bool = False) -> Intent:
+    """Creates what is missing while there is no workload; afterwards only the few fields that follow.
+
+    ``has_failed``: the workload would go on, and is to be stopped.
+    """
     if snapshot.workload is not None:
-        return _follow(snapshot, manifests[-1])
+        return _follow(snapshot, snapshot.workload, manifests[-1], has_failed)
     started = "workload" in snapshot.status
     apply, delete = [], []
     for manifest in manifests:
@@ -50,19 +59,49 @@ def decide_intent(snapshot: Snapshot, manifests: list[Manifest]) -> Intent:
     return Intent(tuple(apply), tuple(delete))
 
 
-def _follow(snapshot: Snapshot, job: Manifest) -> Intent:
-    workload = snapshot.workload
-    assert workload is not None
+def _follow(snapshot: Snapshot, workload: Workload, wanted: Manifest, has_failed: bool) -> Intent:
+    what = f"{workload.kind} {workload.name}"
     if workload.owner_uid != snapshot.uid:
-        return Intent(obstacle=_taken(f"Job {workload.name}"))
+        return Intent(obstacle=_taken(what))
     if workload.deleting:
-        return Intent(obstacle=_going(f"Job {workload.name}"))
+        return Intent(obstacle=_going(what))
+    if has_failed:
+        return Intent(workload_patch={} if workload.policy.get("suspend") else {"suspend": True})
     if workload.finished:
-        followed: tuple[str, ...] = ("ttlSecondsAfterFinished",)
-    else:
-        followed = FOLLOWING
-    wanted, actual = job["spec"], workload.spec
-    return Intent(workload_patch={name: wanted.get(name) for name in followed if wanted.get(name) != actual.get(name)})
+        return Intent(workload_patch=_compare(select_policy(wanted), workload.policy, ("ttlSecondsAfterFinished",)))
+    if workload.market != wanted["metadata"]["annotations"].get(names.ANNOTATION_MARKET) or _waits_needlessly(
+        snapshot, workload
+    ):
+        return Intent(delete=({"kind": workload.kind, "metadata": {"name": workload.name, "uid": workload.uid}},))
+    followed: tuple[str, ...] = FOLLOWING
+    if names.LABEL_QUEUE in wanted["metadata"]["labels"] and not _is_paused(snapshot):
+        # Kueue starts and stops it; only the person's own wish to stop goes before that.
+        followed = FOLLOWING[1:]
+    return Intent(workload_patch=_compare(select_policy(wanted), workload.policy, followed))
+
+
+def _compare(wanted: Manifest, actual: Manifest, followed: tuple[str, ...]) -> Manifest:
+    return {name: wanted.get(name) for name in followed if wanted.get(name) != actual.get(name)}
+
+
+def _waits_needlessly(snapshot: Snapshot, workload: Workload) -> bool:
+    """Whether pods that have ended without fault would be replaced late. Those that were evicted are gone by then."""
+    before = snapshot.status.get("workload", {}).get("preemptionsBefore", 0)
+    ended = [pod.exit_code for pod in snapshot.pods]
+    return (
+        workload.kind == "Job"
+        and not workload.policy.get("suspend")
+        and count_ends(snapshot).preemptions - before >= PREEMPTIONS_A_JOB
+        and None not in ended
+        and 0 not in ended
+        and all(
+            pod.disrupted or parse_exit_code(pod.exit_code or 0).retry is Retry.FREE for pod in snapshot.current_pods
+        )
+    )
+
+
+def _is_paused(snapshot: Snapshot) -> bool:
+    return bool(snapshot.finetunejob["spec"].get("runPolicy", {}).get("suspend"))
 
 
 def _decide_obstacle(existing: Manifest, manifest: Manifest, uid: str) -> Obstacle | None:

@@ -6,27 +6,32 @@ from finetune_api.errors import InvalidFineTuneJob, Problem
 from finetune_api.kubernetes import parse_duration
 from finetune_api.spec import FineTuneJob
 from finetune_operator.cluster.client import Cluster
-from finetune_operator.cluster.errors import Forbidden, Invalid
+from finetune_operator.cluster.errors import Forbidden, Invalid, NotFound
 from finetune_operator.intent import Intent, decide_intent
 from finetune_operator.manifests.build import build_manifests
 from finetune_operator.manifests.metadata import Manifest
 from finetune_operator.observe.gather import decide_children, gather_snapshot
 from finetune_operator.observe.progress import ProgressPoller
-from finetune_operator.observe.snapshot import Snapshot, parse_workload
+from finetune_operator.observe.snapshot import Snapshot, find_workload_kind, parse_workload, wrap_policy
 from finetune_operator.plan.decide import Decided, decide_plan
 from finetune_operator.plan.layout import ContainerLayout
 from finetune_operator.queue import Key
-from finetune_operator.run_state import RunState
+from finetune_operator.run_state import read_run_state
 from finetune_operator.settings import Settings
 from finetune_operator.spec.parse import parse_finetunejob
 from finetune_operator.status.decide import decide_status
 from finetune_operator.status.events import decide_events
-from finetune_operator.status.stage import Stage, decide_stage, is_finished
+from finetune_operator.status.stage import Stage, decide_failure, decide_stage, is_finished
 from finetune_operator.telemetry import Telemetry
 
 # Seconds until what stands in the way is looked at again; nothing tells when it is gone.
 OBSTACLE_SECONDS = 5.0
 REFUSAL_SECONDS = 60.0
+
+UNSERVED = (
+    "This cluster serves no PyTorchJobs (kubeflow.org/v1): install Kubeflow's training operator, or use "
+    "parallelism.backend: Job without parallelism.elastic."
+)
 
 
 class Reconciler:
@@ -54,13 +59,13 @@ class Reconciler:
             self._refuse(finetunejob, error.problems)
             return None
         decided = decide_plan(job, self._settings, self._layout)
-        restarts = (finetunejob.get("status") or {}).get("restarts", 0)
-        manifests = build_manifests(job, decided, self._settings, self._layout, RunState(restarts))
+        run = read_run_state(finetunejob.get("status") or {})
+        manifests = build_manifests(job, decided, self._settings, self._layout, run)
         snapshot = self._gather(finetunejob, decided, manifests)
         intent = (
             Intent()
             if is_finished(snapshot.status) and snapshot.workload is None
-            else decide_intent(snapshot, manifests)
+            else decide_intent(snapshot, manifests, has_failed=decide_failure(snapshot) is not None)
         )
         applied, refusal = self._carry_out(intent, snapshot)
         if applied is not None:
@@ -71,10 +76,11 @@ class Reconciler:
 
     def _gather(self, finetunejob: Manifest, decided: Decided, manifests: list[Manifest]) -> Snapshot:
         port = decided.plan.observability.metrics_port
-        return gather_snapshot(self._cluster, self._poller, finetunejob, decide_children(manifests), port)
+        kind, children = manifests[-1]["kind"], decide_children(manifests)
+        return gather_snapshot(self._cluster, self._poller, finetunejob, kind, children, port)
 
     def _refuse(self, finetunejob: Manifest, problems: list[Problem]) -> None:
-        snapshot = gather_snapshot(self._cluster, self._poller, finetunejob, [], 0)
+        snapshot = gather_snapshot(self._cluster, self._poller, finetunejob, find_workload_kind(finetunejob), [], 0)
         self._report(snapshot, decide_stage(snapshot, problems, None, None), None, None)
 
     def _carry_out(self, intent: Intent, snapshot: Snapshot) -> tuple[Manifest | None, str | None]:
@@ -87,11 +93,16 @@ class Reconciler:
                 )
             for manifest in intent.apply:
                 applied = self._cluster.apply(manifest)  # the Job comes last
-            if intent.workload_patch:
-                patch = {"spec": intent.workload_patch}
-                self._cluster.merge_patch("Job", metadata["namespace"], metadata["name"], patch)
+            if intent.workload_patch and snapshot.workload is not None:
+                workload = snapshot.workload
+                patch = {"spec": wrap_policy(workload.kind, intent.workload_patch)}
+                self._cluster.merge_patch(workload.kind, metadata["namespace"], metadata["name"], patch)
         except (Forbidden, Invalid) as error:
             return None, str(error)
+        except NotFound as error:
+            if applied is None and any(manifest["kind"] == "PyTorchJob" for manifest in intent.apply):
+                return None, UNSERVED
+            raise error
         return applied, None
 
     def _report(self, snapshot: Snapshot, stage: Stage, job: FineTuneJob | None, decided: Decided | None) -> None:
@@ -110,7 +121,7 @@ class Reconciler:
             return REFUSAL_SECONDS
         if intent.obstacle is not None:
             return OBSTACLE_SECONDS
-        if snapshot.newest_pod is not None and snapshot.newest_pod.running:
+        if snapshot.leader is not None and snapshot.leader.running:
             return float(self._progress_seconds)
         return stage.look_again_seconds
 

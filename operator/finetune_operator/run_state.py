@@ -1,7 +1,7 @@
 """What a job's manifests depend on beside its spec: what became of it so far."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 Market = Literal["spot", "on-demand"]
 
@@ -14,3 +14,8 @@ class RunState:
     """How much of backoffLimit earlier workloads used up."""
     market: Market = "spot"
     """Where a job with spot.enabled runs."""
+
+
+def read_run_state(status: dict[str, Any]) -> RunState:
+    """As earlier passes wrote it down."""
+    return RunState(status.get("restarts", 0), status.get("market", "spot"))

@@ -7,6 +7,7 @@ from finetune_operator.manifests.build import build_manifests
 from finetune_operator.observe.snapshot import Snapshot, parse_pod, parse_workload
 from finetune_operator.plan.decide import Decided, decide_plan
 from finetune_operator.plan.layout import ContainerLayout
+from finetune_operator.run_state import RunState
 from finetune_operator.settings import Settings
 from finetune_operator.spec.parse import parse_finetunejob
 
@@ -21,24 +22,38 @@ def build_finetunejob(status: dict[str, Any] | None = None, **spec: Any) -> dict
     return body if status is None else body | {"status": status}
 
 
-def build_workload(owner: str = UID, uid: str = "job-1", failed: int = 0, finished: tuple[str, str] | None = None, deleting: bool = False, **spec: Any) -> dict[str, Any]:  # fmt: skip
+def build_workload(owner: str = UID, uid: str = "job-1", failed: int = 0, finished: tuple[str, str] | None = None, deleting: bool = False, market: str | None = None, **spec: Any) -> dict[str, Any]:  # fmt: skip
     metadata = {"name": "bot", "uid": uid, "ownerReferences": [{"uid": owner, "controller": True}]}
+    if market is not None:
+        metadata["annotations"] = {"finetune.dev/market": market}
     if deleting:
         metadata["deletionTimestamp"] = "2026-01-01T11:59:00Z"
     conditions = (
         [{"type": finished[0], "status": "True", "reason": finished[1], "message": "Job's words"}] if finished else []
     )
     return {
+        "kind": "Job",
         "metadata": metadata,
         "spec": {"suspend": False} | spec,
         "status": {"failed": failed, "conditions": conditions},
     }
 
 
+def build_pytorchjob(uid: str = "job-1", conditions: tuple[str, ...] = (), **policy: Any) -> dict[str, Any]:
+    metadata = {"name": "bot", "uid": uid, "ownerReferences": [{"uid": UID, "controller": True}]}
+    return {
+        "kind": "PyTorchJob",
+        "metadata": metadata,
+        "spec": {"runPolicy": {"suspend": False} | policy},
+        "status": {"conditions": [{"type": type_, "status": "True"} for type_ in conditions]},
+    }
+
+
 def build_pod(state: dict[str, Any] | None = None, name: str = "bot-1", created: str = "2026-01-01T11:00:00Z", **fields: Any) -> dict[str, Any]:  # fmt: skip
-    status = {"phase": "Running", "podIP": "10.0.0.1"}
+    status: dict[str, Any] = {"phase": "Running", "podIP": "10.0.0.1"}
     if state is not None:
-        status["containerStatuses"] = [{"name": "trainer", "state": state}]
+        container = {"name": "trainer", "state": state} | fields.pop("container", {})
+        status["containerStatuses"] = [container]
     metadata = {"name": name, "creationTimestamp": created} | fields.pop("metadata", {})
     return {"metadata": metadata, "spec": {"nodeName": "gpu-node"}, "status": status | fields}
 
@@ -55,7 +70,7 @@ def build_snapshot(finetunejob: dict[str, Any], workload: dict[str, Any] | None 
     return Snapshot(finetunejob, parsed, tuple(map(parse_pod, pods)), fields.get("progress"), fields.get("children", {}), fields.get("now", NOW), fields.get("pod_refusal", ""))  # fmt: skip
 
 
-def decide(finetunejob: dict[str, Any]) -> tuple[Decided, list[dict[str, Any]]]:
+def decide(finetunejob: dict[str, Any], run: RunState | None = None) -> tuple[Decided, list[dict[str, Any]]]:
     job, settings, layout = parse_finetunejob(finetunejob), Settings(), ContainerLayout()
     decided = decide_plan(job, settings, layout)
-    return decided, build_manifests(job, decided, settings, layout)
+    return decided, build_manifests(job, decided, settings, layout, run)

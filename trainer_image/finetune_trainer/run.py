@@ -3,7 +3,7 @@
 from itertools import islice
 from typing import Any
 
-from transformers import TrainerState
+from transformers import TrainerCallback, TrainerState
 
 from finetune_api.objectives import OBJECTIVES
 from finetune_api.plan import TrainingPlan
@@ -12,6 +12,7 @@ from finetune_trainer.checkpoint.best import load_best
 from finetune_trainer.checkpoint.callback import CheckpointCallback, TrainedAlreadyError
 from finetune_trainer.checkpoint.keeper import Keeper
 from finetune_trainer.checkpoint.marker import Marker
+from finetune_trainer.checkpoint.reached import ReachedCallback, count_lost_steps
 from finetune_trainer.checkpoint.resume import ResumePoint, discard_later, fetch_checkpoint, find_resume_point
 from finetune_trainer.checkpoint.store import Store
 from finetune_trainer.data.prepare import PreparedData, load_data, prepare_data
@@ -62,7 +63,7 @@ def run_training(
     checkpoints = _build_checkpoints(plan, ranks, state, terminal, stop, data, report, resume)
     trained, peft_config = prepare_method(plan, model)
     stopping = plan.training.early_stopping
-    callbacks = [*([EarlyStopping(stopping)] if stopping else []), checkpoints, report]
+    callbacks = [*([EarlyStopping(stopping)] if stopping else []), *checkpoints, report]
     trainer = build_trainer(config, Parts(plan, trained, peft_config, tokenizer, data, callbacks))
     sketch = sketch_model(trainer.model) if ranks.is_main and shards_parameters(plan) else None
     trainable, total = _count_parameters(trainer.model if sketch is None else sketch)
@@ -104,6 +105,7 @@ def run_training(
         trainable_parameters=trainable,
         total_parameters=total,
         resumes=_count_resumes(resume),
+        lost_steps=state.progress.lost_steps,
         artifacts=artifacts,
         samples=tuple(samples),
         evaluation_before=figures_before,
@@ -125,9 +127,11 @@ def _build_checkpoints(
     data: PreparedData,
     report: ReportCallback,
     resume: ResumePoint | None,
-) -> CheckpointCallback:
+) -> list[TrainerCallback]:
     """What saves, and goes on where ``resume`` was; tells both."""
     report.train_seconds = resume.marker.train_seconds if resume else 0.0
+    lost_steps = count_lost_steps(plan, resume) if ranks.is_main else 0
+    state.update(lost_steps=lost_steps)
     if resume is not None:
         step = resume.marker.step
         state.update(checkpoint_step=step, restarted_from=step)
@@ -145,6 +149,7 @@ def _build_checkpoints(
             tokens_seen=trainer_state.num_input_tokens_seen,
             train_seconds=report.train_seconds,
             resumes=_count_resumes(resume),
+            lost_steps=lost_steps,
         )
 
     def kept(step: int) -> None:
@@ -152,7 +157,10 @@ def _build_checkpoints(
         terminal.event("checkpoint", f"checkpoint of step {step} is complete", step=step)
 
     keeper = Keeper(plan, ranks, kept)
-    return CheckpointCallback(plan, ranks, stop, keeper, describe, lambda step: state.set_stage("checkpointing"))
+    saving = CheckpointCallback(plan, ranks, stop, keeper, describe, lambda step: state.set_stage("checkpointing"))
+    if not ranks.is_main or plan.checkpoint.directory.startswith("s3://"):
+        return [saving]
+    return [saving, ReachedCallback(plan, lost_steps)]
 
 
 def _count_resumes(resume: ResumePoint | None) -> int:

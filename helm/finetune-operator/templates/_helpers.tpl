@@ -94,10 +94,17 @@ matchLabels: {}
 - apiGroups: [finetune.dev]
   resources: [finetunejobs/status]
   verbs: [update]
-# The workload: server-side apply needs create and patch. Deleted by the garbage collector.
+# The workload: server-side apply needs create and patch. Deleted to be made anew, on another market say.
 - apiGroups: [batch]
   resources: [jobs]
-  verbs: [get, list, watch, create, patch]
+  verbs: [get, list, watch, create, patch, delete]
+- apiGroups: [kubeflow.org]
+  resources: [pytorchjobs]
+  verbs: [get, create, patch, delete]
+# The name that the pods of several nodes find each other by.
+- apiGroups: [""]
+  resources: [services]
+  verbs: [get, create, patch]
 # The workload's pods are only looked at.
 - apiGroups: [""]
   resources: [pods]

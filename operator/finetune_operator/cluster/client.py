@@ -31,7 +31,9 @@ RESOURCES = {
     "Event": Resource("/api/v1", "events"),
     "PersistentVolumeClaim": Resource("/api/v1", "persistentvolumeclaims"),
     "Pod": Resource("/api/v1", "pods"),
+    "Service": Resource("/api/v1", "services"),
     "Job": Resource("/apis/batch/v1", "jobs"),
+    "PyTorchJob": Resource(f"/apis/{names.PYTORCHJOB_API_VERSION}", "pytorchjobs"),
     names.KIND: Resource(f"/apis/{names.API_VERSION}", names.PLURAL),
 }
 
@@ -57,9 +59,6 @@ class Cluster:
 
     def fetch_finetunejob(self, namespace: str, name: str) -> Manifest | None:
         return self.fetch(names.KIND, namespace, name)
-
-    def fetch_job(self, namespace: str, name: str) -> Manifest | None:
-        return self.fetch("Job", namespace, name)
 
     def list_pods(self, namespace: str, job_name: str) -> list[Manifest]:
         """The pods labelled as belonging to the FineTuneJob ``job_name``, whoever made them."""

@@ -31,4 +31,9 @@ def build_job(job: FineTuneJob, decided: Decided, settings: Settings, layout: La
         spec["activeDeadlineSeconds"] = parse_duration(policy.active_deadline)
     if policy.ttl_after_finished is not None:
         spec["ttlSecondsAfterFinished"] = parse_duration(policy.ttl_after_finished)
-    return {"apiVersion": "batch/v1", "kind": "Job", "metadata": build_workload_metadata(job, decided), "spec": spec}
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": build_workload_metadata(job, decided, run),
+        "spec": spec,
+    }

@@ -5,6 +5,7 @@ from typing import Any
 from finetune_api import names
 from finetune_api.spec import FineTuneJob
 from finetune_operator.plan.decide import UNBORN_UID, Decided
+from finetune_operator.run_state import RunState
 
 Manifest = dict[str, Any]
 
@@ -34,10 +35,12 @@ def service_name(job: FineTuneJob) -> str:
     return f"{job.metadata.name}-nodes"
 
 
-def build_workload_metadata(job: FineTuneJob, decided: Decided) -> Manifest:
+def build_workload_metadata(job: FineTuneJob, decided: Decided, run: RunState) -> Manifest:
     """Metadata of what runs the training."""
     metadata = build_metadata(job, job_name(job))
     metadata["annotations"] = {names.ANNOTATION_PLAN_HASH: decided.plan.training_hash()}
+    if job.spec.spot.enabled:
+        metadata["annotations"][names.ANNOTATION_MARKET] = run.market
     if job.spec.resources.queue_name is not None:
         metadata["labels"][names.LABEL_QUEUE] = job.spec.resources.queue_name
     return metadata

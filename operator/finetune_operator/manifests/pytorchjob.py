@@ -52,5 +52,5 @@ def build_pytorchjob(job: FineTuneJob, decided: Decided, settings: Settings, lay
             "maxRestarts": parallelism.elastic.max_restarts,
             "rdzvBackend": "c10d",
         }
-    metadata = build_workload_metadata(job, decided)
+    metadata = build_workload_metadata(job, decided, run)
     return {"apiVersion": names.PYTORCHJOB_API_VERSION, "kind": "PyTorchJob", "metadata": metadata, "spec": spec}

@@ -1,7 +1,9 @@
 """Gathers the snapshot of one FineTuneJob: every read of a pass happens here."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
 
+from finetune_api.names import WORKLOADS
 from finetune_operator.cluster.client import Cluster
 from finetune_operator.manifests.metadata import Manifest
 from finetune_operator.observe.progress import ProgressPoller
@@ -9,32 +11,38 @@ from finetune_operator.observe.snapshot import Snapshot, parse_pod, parse_worklo
 
 
 def gather_snapshot(
-    cluster: Cluster, poller: ProgressPoller, finetunejob: Manifest, children: list[tuple[str, str]], metrics_port: int
+    cluster: Cluster,
+    poller: ProgressPoller,
+    finetunejob: Manifest,
+    workload_kind: str,
+    children: list[tuple[str, str]],
+    metrics_port: int,
 ) -> Snapshot:
     """``children``: (kind, name) of what must exist before the workload; only looked up while there is none."""
     namespace, name = finetunejob["metadata"]["namespace"], finetunejob["metadata"]["name"]
     now = datetime.now(UTC)
-    job = cluster.fetch_job(namespace, name)
-    if job is None:
+    found_workload = cluster.fetch(workload_kind, namespace, name)
+    if found_workload is None:
         found = {(kind, child): cluster.fetch(kind, namespace, child) for kind, child in children}
         return Snapshot(
             finetunejob, None, (), None, {key: value for key, value in found.items() if value is not None}, now
         )
-    workload = parse_workload(job)
+    workload = parse_workload(found_workload)
     # Pods by their controller: a label alone could be on anybody's pod.
     owned = [pod for pod in cluster.list_pods(namespace, name) if _controller(pod) == workload.uid]
     pods = tuple(sorted(map(parse_pod, owned), key=lambda pod: (pod.created, pod.exit_code is None, pod.name)))
     progress = None
+    refused = "" if pods or not workload.lacks_pods(now) else _find_refusal(cluster, namespace, workload.uid)
+    snapshot = Snapshot(finetunejob, workload, pods, None, {}, now, refused)
     for pod in pods:
         key = f"{namespace}/{pod.name}"
-        if pod.running and pod.ip and pod is pods[-1]:
+        if pod.running and pod.ip and pod is snapshot.leader:
             progress = poller.poll(key, pod.ip, metrics_port)
             if progress is not None and progress.run_id != finetunejob["metadata"]["uid"]:
                 progress = None  # another process has the address by now
         elif pod.exit_code is not None:
             poller.forget(key)
-    refused = "" if pods or not workload.lacks_pods(now) else _find_refusal(cluster, namespace, workload.uid)
-    return Snapshot(finetunejob, workload, pods, progress, {}, now, refused)
+    return replace(snapshot, progress=progress)
 
 
 def _find_refusal(cluster: Cluster, namespace: str, uid: str) -> str:
@@ -51,4 +59,6 @@ def _controller(manifest: Manifest) -> str | None:
 
 def decide_children(manifests: list[Manifest]) -> list[tuple[str, str]]:
     """(kind, name) of every manifest but the workload."""
-    return [(manifest["kind"], manifest["metadata"]["name"]) for manifest in manifests if manifest["kind"] != "Job"]
+    return [
+        (manifest["kind"], manifest["metadata"]["name"]) for manifest in manifests if manifest["kind"] not in WORKLOADS
+    ]

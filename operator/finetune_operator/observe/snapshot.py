@@ -7,27 +7,34 @@ from typing import Any
 from pydantic import ValidationError
 
 from finetune_api import names
-from finetune_api.exit_codes import ExitCode
+from finetune_api.exit_codes import ExitCode, Retry, parse_exit_code
 from finetune_api.progress import Progress, Termination
 
 Manifest = dict[str, Any]
 
 # The Job controller makes a pod in a moment; after this something is in its way.
 POD_GRACE = timedelta(seconds=5)
+# Conditions of Jobs and PyTorchJobs that say that they are over, and the Job's word for it.
+_ENDS = {"Complete": "Complete", "Succeeded": "Complete", "Failed": "Failed"}
+_BLAME = (Retry.NEVER, Retry.COUNTED, Retry.FREE)
 
 
 @dataclass(frozen=True)
 class Workload:
-    """The Job."""
+    """The Job, or the PyTorchJob."""
 
+    kind: str
     name: str
     uid: str
     owner_uid: str | None
-    spec: Manifest
+    market: str | None
+    """Where its pods run, for jobs with spot.enabled."""
+    policy: Manifest
+    """The part of its spec that says whether, and how long, it may run."""
     suspended: bool
-    """The Job controller has stopped it; spec.suspend is what was asked."""
+    """Its controller has stopped it; the policy's suspend is what was asked."""
     failed: int
-    """Failed pods that count towards backoffLimit."""
+    """Failed pods that count towards backoffLimit, by the Job controller."""
     finished: str | None
     """Complete or Failed, when it is."""
     reason: str
@@ -50,6 +57,8 @@ class Pod:
     """One pod of the workload."""
 
     name: str
+    index: int
+    """Its node's number; 0 is that of rank 0."""
     created: str
     phase: str
     node: str | None
@@ -62,16 +71,26 @@ class Pod:
     waiting_reason: str | None
     waiting_message: str
     running: bool
+    restarts: int
+    """How often its container was started again in place."""
+    last_exit_code: int | None
+    """What its container ended with, now or before it was started again."""
     exit_code: int | None
+    """What it ended with, while it doesn't run."""
     exit_reason: str
     """The kubelet's word, such as OOMKilled."""
     termination: Termination | None
     """The trainer's last words."""
 
     @property
+    def last_end(self) -> str:
+        """Name of its newest end."""
+        return f"{self.name}/{self.restarts if self.exit_code is not None or self.disrupted else self.restarts - 1}"
+
+    @property
     def preempted(self) -> bool:
-        """Ended by a disruption, or by itself after a checkpoint; not because it was deleted (suspend)."""
-        return self.disrupted or (self.exit_code == ExitCode.PREEMPTED and not self.deleting)
+        """Ended, or about to, by a disruption, or by itself after a checkpoint; not because it was deleted (suspend)."""
+        return self.disrupted or (self.last_exit_code == ExitCode.PREEMPTED and not self.deleting)
 
 
 @dataclass(frozen=True)
@@ -106,31 +125,66 @@ class Snapshot:
         return self.workload if self.workload is not None and self.workload.owner_uid == self.uid else None
 
     @property
-    def newest_pod(self) -> Pod | None:
-        return self.pods[-1] if self.pods else None
+    def current_pods(self) -> list[Pod]:
+        """The newest pod of each node, by their number."""
+        newest = {pod.index: pod for pod in self.pods}
+        return [newest[index] for index in sorted(newest)]
+
+    @property
+    def leader(self) -> Pod | None:
+        """The newest pod of the first node: the one that tells how far the training is."""
+        return next(iter(self.current_pods), None)
+
+    @property
+    def telling_pod(self) -> Pod | None:
+        """Of the current pods the one that says why the training stands still; the leader while it doesn't."""
+        ended = [pod for pod in self.current_pods if pod.exit_code not in (None, 0)]
+        if ended:
+            return min(ended, key=lambda pod: _BLAME.index(parse_exit_code(pod.exit_code or 0).retry) + (pod.exit_code == ExitCode.PEER_LOST))  # fmt: skip
+        standing = (pod for pod in self.current_pods if not pod.running and pod.exit_code is None)
+        return next(standing, self.leader)
 
 
-def parse_workload(job: Manifest) -> Workload:
-    """A Job as the API server returns it."""
-    metadata, status = job["metadata"], job.get("status") or {}
+def parse_workload(workload: Manifest) -> Workload:
+    """A Job or PyTorchJob as the API server returns it."""
+    kind, metadata, status = workload["kind"], workload["metadata"], workload.get("status") or {}
     owner = next((owner for owner in metadata.get("ownerReferences", ()) if owner.get("controller")), None)
     holding = {
         condition["type"]: condition for condition in status.get("conditions") or () if condition["status"] == "True"
     }
-    finished = next((type_ for type_ in ("Complete", "Failed") if type_ in holding), None)
+    finished = next((type_ for type_ in _ENDS if type_ in holding), None)
     return Workload(
+        kind=kind,
         name=metadata["name"],
         uid=metadata["uid"],
         owner_uid=owner["uid"] if owner else None,
-        spec=job["spec"],
+        market=metadata.get("annotations", {}).get(names.ANNOTATION_MARKET),
+        policy=select_policy(workload),
         suspended="Suspended" in holding,
-        failed=status.get("failed") or 0,
-        finished=finished,
+        failed=(status.get("failed") or 0) if kind == "Job" else 0,
+        finished=_ENDS[finished] if finished else None,
         reason=holding[finished].get("reason", "") if finished else "",
         message=holding[finished].get("message", "") if finished else "",
         deleting="deletionTimestamp" in metadata,
         started=status.get("startTime"),
     )
+
+
+def select_policy(workload: Manifest) -> Manifest:
+    """The part of a workload's spec with suspend, activeDeadlineSeconds and ttlSecondsAfterFinished."""
+    policy: Manifest = workload["spec"] if workload["kind"] == "Job" else workload["spec"]["runPolicy"]
+    return policy
+
+
+def wrap_policy(kind: str, changes: Manifest) -> Manifest:
+    """Changes of that part as changes of the spec."""
+    return changes if kind == "Job" else {"runPolicy": changes}
+
+
+def find_workload_kind(finetunejob: Manifest) -> str:
+    """The kind of the workload that the status knows, for a spec that says nothing any more."""
+    kind: str = (finetunejob.get("status") or {}).get("workload", {}).get("kind", "Job")
+    return kind
 
 
 def parse_pod(pod: Manifest) -> Pod:
@@ -139,15 +193,19 @@ def parse_pod(pod: Manifest) -> Pod:
     conditions = {condition["type"]: condition for condition in status.get("conditions") or ()}
     scheduled, disruption = conditions.get("PodScheduled", {}), conditions.get("DisruptionTarget", {})
     unschedulable = scheduled.get("reason") == "Unschedulable"
-    states = (
-        container.get("state") or {}
+    containers = (
+        container
         for container in status.get("containerStatuses") or ()
-        if container["name"] == names.CONTAINER
+        if container["name"] in (names.CONTAINER, names.PYTORCHJOB_CONTAINER)
     )
-    state = next(states, {})
-    waiting, terminated = state.get("waiting") or {}, state.get("terminated") or {}
+    container: Manifest = next(containers, {})
+    state, last_state = container.get("state") or {}, container.get("lastState") or {}
+    waiting, last = state.get("waiting") or {}, last_state.get("terminated") or {}
+    # One that waits to be started again in place has ended.
+    terminated = state.get("terminated") or (last if waiting.get("reason") == "CrashLoopBackOff" else {})
     return Pod(
         name=metadata["name"],
+        index=_parse_index(metadata.get("labels", {})),
         created=metadata["creationTimestamp"],
         phase=status.get("phase", "Pending"),
         node=pod["spec"].get("nodeName"),
@@ -159,10 +217,18 @@ def parse_pod(pod: Manifest) -> Pod:
         waiting_reason=waiting.get("reason"),
         waiting_message=waiting.get("message", ""),
         running="running" in state,
+        restarts=container.get("restartCount", 0),
+        last_exit_code=(terminated or last).get("exitCode"),
         exit_code=terminated.get("exitCode"),
         exit_reason=terminated.get("reason", ""),
-        termination=_parse_termination(terminated.get("message")),
+        termination=_parse_termination((terminated or last).get("message")),
     )  # fmt: skip
+
+
+def _parse_index(labels: dict[str, str]) -> int:
+    if names.LABEL_REPLICA_TYPE in labels:
+        return 0 if labels[names.LABEL_REPLICA_TYPE] == "master" else 1 + int(labels[names.LABEL_REPLICA_INDEX])
+    return int(labels.get(names.LABEL_INDEX, "0"))
 
 
 def _parse_termination(message: str | None) -> Termination | None:

@@ -5,9 +5,11 @@ from typing import Any
 from finetune_api.names import Phase, Reason
 from finetune_api.spec import FineTuneJob
 from finetune_operator.manifests.metadata import output_claim_name
+from finetune_operator.observe.counts import count_ends
 from finetune_operator.observe.snapshot import Manifest, Snapshot, Workload
 from finetune_operator.plan.decide import Decided
 from finetune_operator.status.conditions import decide_conditions, format_time
+from finetune_operator.status.market import decide_market
 from finetune_operator.status.stage import RUNNING_PHASES, Stage
 
 
@@ -25,11 +27,14 @@ def decide_status(snapshot: Snapshot, stage: Stage, job: FineTuneJob | None, dec
             "hash": decided.plan.training_hash(),
             "method": decided.plan.method.type,
             "objective": decided.plan.objective.type,
-            "gpus": job.spec.resources.gpu.count,
+            "gpus": job.spec.resources.gpu.count * job.spec.parallelism.nodes,
+            "nodes": job.spec.parallelism.nodes,
             "strategy": decided.plan.parallelism.strategy,
         }
     if snapshot.own_workload is not None:
         _add_workload(status, snapshot, snapshot.own_workload)
+    if job is not None:
+        _add_market(status, snapshot, job)
     _add_progress(status, snapshot, stage)
     if job is not None and decided is not None:
         _add_result(status, snapshot, stage, job, decided)
@@ -47,6 +52,10 @@ KEPT = (
     "checkpoints",
     "restarts",
     "preemptions",
+    "lostSteps",
+    "market",
+    "marketSince",
+    "marketPreemptions",
     "node",
     "artifacts",
 )
@@ -54,32 +63,41 @@ KEPT = (
 
 def _add_workload(status: Manifest, snapshot: Snapshot, workload: Workload) -> None:
     before = snapshot.status
-    known = before.get("workload", {})
+    known, counts = before.get("workload", {}), count_ends(snapshot)
     if known.get("uid") == workload.uid:
         bases = known["restartsBefore"], known["preemptionsBefore"]
     else:
         bases = before.get("restarts", 0), before.get("preemptions", 0)
     status["workload"] = {
-        "kind": "Job",
+        "kind": workload.kind,
         "name": workload.name,
         "uid": workload.uid,
         "restartsBefore": bases[0],
         "preemptionsBefore": bases[1],
+        "counted": list(counts.counted),
     }
-    # The failure that ended the job was not followed by a restart.
-    failures = workload.failed - (1 if workload.finished == "Failed" and workload.failed else 0)
-    preempted = sum(pod.preempted for pod in snapshot.pods)
-    # Pods are collected as garbage, and counts must not fall with them.
-    status["restarts"] = max(before.get("restarts", 0), bases[0] + failures)
-    status["preemptions"] = max(before.get("preemptions", 0), bases[1] + preempted)
+    status["restarts"], status["preemptions"] = counts.restarts, counts.preemptions
     status.setdefault("startTime", format_time(snapshot.now))
-    pod = snapshot.newest_pod
+    pod = snapshot.leader
     if pod is not None and (pod.running or pod.exit_code is not None):  # being scheduled alone is not worth a write
         status["node"] = pod.node
 
 
+def _add_market(status: Manifest, snapshot: Snapshot, job: FineTuneJob) -> None:
+    if not job.spec.spot.enabled:
+        return
+    before = snapshot.status.get("market")
+    market = decide_market(job.spec.spot, status, snapshot)
+    status["market"] = market
+    if market != before:
+        status["marketSince"] = format_time(snapshot.now)
+        status["marketPreemptions"] = status.get("preemptions", 0)
+
+
 def _add_progress(status: Manifest, snapshot: Snapshot, stage: Stage) -> None:
     told = snapshot.progress
+    if told is not None and told.lost_steps:
+        status["lostSteps"] = told.lost_steps
     if told is not None and stage.phase in RUNNING_PHASES:
         news = _number_fields(told.step, told.total_steps, told.loss, told.eval_loss, told.tokens_per_second)
         news |= {
@@ -100,10 +118,13 @@ def _add_result(status: Manifest, snapshot: Snapshot, stage: Stage, job: FineTun
 
     told = snapshot.progress
     saved = told.checkpoint_step if told is not None else None
-    words = snapshot.newest_pod.termination if snapshot.newest_pod is not None else None
+    words = snapshot.leader.termination if snapshot.leader is not None else None
     # Until the Job controller has said what follows, the last words wait: they are not worth a write of their own.
-    if words is not None and (stage.phase in (Phase.SUCCEEDED, Phase.FAILED) or stage.reason == Reason.RESTARTING):
+    has_ended = stage.phase in (Phase.SUCCEEDED, Phase.FAILED, Phase.PREEMPTED) or stage.reason == Reason.RESTARTING
+    if words is not None and has_ended:
         saved = words.checkpoint_step
+        if words.lost_steps:
+            status["lostSteps"] = words.lost_steps
         if stage.phase in (Phase.SUCCEEDED, Phase.FAILED):
             news = _number_fields(words.step, words.total_steps, words.loss, words.eval_loss, words.tokens_per_second)
             kept = {key: value for key, value in status.get("progress", {}).items() if key in ("epoch", "learningRate")}
@@ -114,8 +135,11 @@ def _add_result(status: Manifest, snapshot: Snapshot, stage: Stage, job: FineTun
                 for artifact in words.artifacts
             ]
     if saved is not None:
-        directory = f"{uri(decided.plan.checkpoint.directory)}/checkpoint-{saved}"
-        status["checkpoints"] = {"latest": {"step": saved, "uri": directory}}
+        storage = job.spec.checkpoint.storage
+        place = (
+            f"{storage.rstrip('/')}/{decided.plan.job.run_id}" if storage else uri(decided.plan.checkpoint.directory)
+        )
+        status["checkpoints"] = {"latest": {"step": saved, "uri": f"{place}/checkpoint-{saved}"}}
 
 
 def _replace_progress(status: Manifest, news: Manifest, snapshot: Snapshot) -> None:

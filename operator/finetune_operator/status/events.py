@@ -37,12 +37,18 @@ def decide_events(stage: Stage, before: Manifest, after: Manifest) -> list[Event
         )
     if after.get("restarts", 0) > before.get("restarts", 0):
         events.append(Event("Warning", Reason.RESTARTING, f"Restart {after['restarts']}: {stage.message}"))
+    if "market" in before and after.get("market") != before["market"]:
+        events.append(Event("Normal", Reason.MARKET_CHANGED, f"Goes on with {after['market']} nodes."))
     if stage.phase == before.get("phase") and stage.reason == _reason(before):
         return events
     if stage.phase == Phase.SUCCEEDED:
         events.append(Event("Normal", stage.reason, stage.message))
     elif stage.phase == Phase.FAILED or stage.reason in WARNINGS:
         events.append(Event("Warning", stage.reason, stage.message))
+    elif stage.phase == Phase.PREEMPTED:
+        events.append(Event("Warning", stage.reason, stage.message))
+    elif stage.phase == Phase.RESUMING:
+        events.append(Event("Normal", stage.reason, stage.message))
     elif stage.phase == Phase.SUSPENDED:
         events.append(Event("Normal", Reason.SUSPENDED, stage.message))
     elif before.get("phase") == Phase.SUSPENDED:

@@ -6,7 +6,9 @@ from datetime import datetime, timedelta
 from finetune_api.errors import Problem
 from finetune_api.exit_codes import Retry, parse_exit_code
 from finetune_api.names import Condition, Phase, Reason
+from finetune_api.spec import RunPolicy
 from finetune_operator.intent import Obstacle
+from finetune_operator.observe.counts import count_ends
 from finetune_operator.observe.snapshot import POD_GRACE, Manifest, Pod, Snapshot
 
 # A pod is unschedulable for a moment while its claims are bound; people only want to know when it lasts.
@@ -20,8 +22,10 @@ PHASE_OF_STAGE = {
     "exporting": Phase.EXPORTING,
     "done": Phase.EXPORTING,
 }
-RUNNING_PHASES = frozenset(PHASE_OF_STAGE.values())
+RUNNING_PHASES = frozenset({*PHASE_OF_STAGE.values(), Phase.RESUMING})
 IMAGE_REASONS = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"})
+# The end of a pod is known before what its workload makes of it.
+LOOK_AGAIN_SECONDS = 5.0
 CONFIG_REASONS = frozenset({"CreateContainerConfigError", "CreateContainerError"})
 
 
@@ -38,7 +42,7 @@ class Stage:
 
 def decide_stage(snapshot: Snapshot, problems: list[Problem], obstacle: Obstacle | None, refusal: str | None) -> Stage:
     """``refusal``: the API server's words when it refused a child for good (quota, admission policy)."""
-    if end := _decide_recorded_end(snapshot) or _decide_end(snapshot):
+    if end := _decide_recorded_end(snapshot) or _decide_end(snapshot) or decide_failure(snapshot):
         return end
     if problems:
         return Stage(Phase.FAILED, Reason.INVALID_SPEC, "; ".join(map(str, problems)))
@@ -46,7 +50,7 @@ def decide_stage(snapshot: Snapshot, problems: list[Problem], obstacle: Obstacle
         return Stage(Phase.PENDING, Reason.REFUSED, refusal)
     if obstacle is not None:
         return Stage(Phase.PENDING, obstacle.reason, obstacle.message)
-    return _decide_suspended(snapshot) or _decide_running(snapshot)
+    return _decide_suspended(snapshot) or _decide_queued(snapshot) or _decide_running(snapshot)
 
 
 def is_finished(status: Manifest) -> bool:
@@ -73,16 +77,37 @@ def _decide_end(snapshot: Snapshot) -> Stage | None:
     if workload is None or workload.finished is None:
         return None
     if workload.finished == "Complete":
-        return Stage(Phase.SUCCEEDED, Reason.SUCCEEDED, _last_words(snapshot.newest_pod) or "The model is trained.")
+        return Stage(Phase.SUCCEEDED, Reason.SUCCEEDED, _last_words(snapshot.leader) or "The model is trained.")
     if workload.reason == "DeadlineExceeded":
         return Stage(Phase.FAILED, Reason.DEADLINE_EXCEEDED, "Active for longer than runPolicy.activeDeadline.")
-    ended = [pod for pod in snapshot.pods if pod.exit_code not in (None, 0)]
-    if not ended:
+    culprit = snapshot.telling_pod
+    if culprit is None or not culprit.exit_code:
         return Stage(Phase.FAILED, workload.reason or Reason.BACKOFF_LIMIT_EXCEEDED, workload.message)
-    words = describe_exit(ended[-1])
+    words = describe_exit(culprit)
     if workload.reason == "PodFailurePolicy":
-        return Stage(Phase.FAILED, parse_exit_code(ended[-1].exit_code or 0).reason, words)
+        return Stage(Phase.FAILED, parse_exit_code(culprit.exit_code).reason, words)
     return Stage(Phase.FAILED, Reason.BACKOFF_LIMIT_EXCEEDED, f"Failed more often than runPolicy.backoffLimit allows; the last time: {words}")  # fmt: skip
+
+
+def decide_failure(snapshot: Snapshot) -> Stage | None:
+    """Why the job has failed although its workload would go on: what Kubernetes doesn't judge."""
+    workload = snapshot.own_workload
+    if workload is None or workload.finished:
+        return None
+    spec, counts = snapshot.finetunejob["spec"], count_ends(snapshot)
+    allowed = spec.get("spot", {}).get("maxPreemptions")
+    if allowed is not None and counts.preemptions > allowed:
+        return Stage(Phase.FAILED, Reason.TOO_MANY_PREEMPTIONS, f"Preempted {counts.preemptions} times; spot.maxPreemptions allows {allowed}.")  # fmt: skip
+    if workload.kind == "Job":
+        return None
+    for pod in snapshot.current_pods:
+        meaning = parse_exit_code(pod.last_exit_code or 0)
+        if pod.last_exit_code and meaning.retry is Retry.NEVER:
+            return Stage(Phase.FAILED, meaning.reason, describe_exit(pod))
+    if counts.restarts > spec.get("runPolicy", {}).get("backoffLimit", RunPolicy().backoff_limit):
+        words = describe_exit(snapshot.telling_pod) if snapshot.telling_pod is not None else ""
+        return Stage(Phase.FAILED, Reason.BACKOFF_LIMIT_EXCEEDED, f"Failed more often than runPolicy.backoffLimit allows; the last time: {words}")  # fmt: skip
+    return None
 
 
 def _decide_suspended(snapshot: Snapshot) -> Stage | None:
@@ -91,9 +116,20 @@ def _decide_suspended(snapshot: Snapshot) -> Stage | None:
     return Stage(Phase.SUSPENDED, Reason.SUSPENDED, "Suspended; set runPolicy.suspend to false to go on from the last checkpoint.")  # fmt: skip
 
 
+def _decide_queued(snapshot: Snapshot) -> Stage | None:
+    queue = snapshot.finetunejob["spec"].get("resources", {}).get("queueName")
+    workload = snapshot.own_workload
+    if queue is None or workload is None or not workload.policy.get("suspend"):
+        return None
+    return Stage(Phase.QUEUED, Reason.QUEUED, f"Waits for its turn in Kueue's LocalQueue {queue}.")
+
+
 def _decide_running(snapshot: Snapshot) -> Stage:
-    pod = snapshot.newest_pod
+    pod = snapshot.telling_pod
     created = Stage(Phase.PENDING, Reason.CREATED, "The workload is created; its pod is not there yet.")
+    if _was_interrupted(snapshot):
+        # Until the next pod runs, what happened to the last one is what there is to tell.
+        created = Stage(Phase.PREEMPTED, Reason.PREEMPTED, snapshot.status["message"])
     if pod is None:
         if snapshot.pod_refusal:
             return Stage(Phase.PENDING, Reason.POD_REFUSED, _describe_refusal(snapshot.pod_refusal))
@@ -127,14 +163,33 @@ def _decide_between_pods(snapshot: Snapshot, pod: Pod) -> Stage:
         for p in snapshot.pods
         if p.exit_code and not p.disrupted and parse_exit_code(p.exit_code).retry is Retry.COUNTED
     ]
-    if retry is Retry.FREE or pod.disrupted or (retry is Retry.COUNTED and workload.failed >= len(counted)):
-        return Stage(Phase.PENDING, Reason.RESTARTING, f"Starting again after: {describe_exit(pod)}")
-    return _decide_training(snapshot)
+    if retry is Retry.FREE or pod.disrupted:
+        return Stage(
+            Phase.PREEMPTED, Reason.PREEMPTED, f"Starts again after: {_name(snapshot, pod)}{describe_exit(pod)}"
+        )
+    if retry is Retry.COUNTED and (workload.failed >= len(counted) or workload.kind == "PyTorchJob"):
+        return Stage(
+            Phase.PENDING, Reason.RESTARTING, f"Starts again after: {_name(snapshot, pod)}{describe_exit(pod)}"
+        )
+    return replace(_decide_training(snapshot), look_again_seconds=LOOK_AGAIN_SECONDS)
+
+
+def _name(snapshot: Snapshot, pod: Pod) -> str:
+    """Which of several nodes it was."""
+    return f"node {pod.index}: " if len(snapshot.current_pods) > 1 else ""
+
+
+def _was_interrupted(snapshot: Snapshot) -> bool:
+    return snapshot.status.get("phase") == Phase.PREEMPTED
 
 
 def _decide_training(snapshot: Snapshot) -> Stage:
     """By the trainer's own word; between two words it is where it was."""
     progress = snapshot.progress
+    saved = snapshot.status.get("checkpoints", {}).get("latest")
+    before = _was_interrupted(snapshot) or snapshot.status.get("phase") == Phase.RESUMING
+    if before and saved is not None and (progress is None or progress.stage == "preparing"):
+        return Stage(Phase.RESUMING, Reason.RESUMING, f"Goes on from the checkpoint of step {saved['step']}.")
     if progress is None:
         phase = snapshot.status.get("phase")
         if phase in RUNNING_PHASES:
@@ -154,7 +209,7 @@ def describe_exit(pod: Pod) -> str:
         return words
     if pod.exit_reason == "OOMKilled":
         return "the kernel killed the trainer for using more than resources.memory; raise it, or lower perDeviceBatchSize or maxLength"
-    return parse_exit_code(pod.exit_code or 0).description
+    return parse_exit_code(pod.exit_code or pod.last_exit_code or 0).description
 
 
 def _describe_refusal(words: str) -> str:

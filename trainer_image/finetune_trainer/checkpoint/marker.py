@@ -31,6 +31,8 @@ class Marker(ApiModel):
     train_seconds: float
     resumes: int
     """How often the run had been resumed."""
+    lost_steps: int = 0
+    """Steps that had been done and had to be done again."""
     files: tuple[FileRecord, ...] = ()
 
     def to_json(self) -> bytes:

@@ -30,6 +30,7 @@ def build_termination(
         loss=progress.loss,
         eval_loss=progress.eval_loss,
         tokens_per_second=progress.tokens_per_second,
+        lost_steps=progress.lost_steps,
         artifacts=artifacts,
     )
 

@@ -1,0 +1,58 @@
+"""How often a job's training was interrupted: what the status says, and what has happened since. Pure."""
+
+from dataclasses import dataclass
+
+from finetune_api.exit_codes import Retry, parse_exit_code
+from finetune_operator.observe.snapshot import Pod, Snapshot
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Over every workload of the job."""
+
+    restarts: int
+    """Failures that were followed by a restart."""
+    preemptions: int
+    counted: tuple[str, ...]
+    """Ends of pods that are in here, as long as the pod is there."""
+
+
+def count_ends(snapshot: Snapshot) -> Counts:
+    """Each end is counted once: pods go, and their ends are seen by many passes.
+
+    A gang ends as one: of its pods' ends only those that tell one interruption from another are counted.
+    """
+    before, workload = snapshot.status, snapshot.own_workload
+    restarts, preemptions = before.get("restarts", 0), before.get("preemptions", 0)
+    if workload is None:
+        return Counts(restarts, preemptions, ())
+    known = before.get("workload", {})
+    is_known = known.get("uid") == workload.uid
+    counted = set(known.get("counted", ())) if is_known else set()
+    first = min((pod.index for pod in snapshot.pods), default=0)
+    ends = []
+    for pod in snapshot.pods:
+        if pod.last_exit_code is None and not (pod.disrupted and pod.index == first):
+            continue
+        ends.append(pod.last_end)
+        if pod.last_end not in counted:
+            preemptions += _is_preemption(pod, first)
+            restarts += workload.kind == "PyTorchJob" and _is_failure(pod)
+    if workload.kind == "Job":
+        base = known["restartsBefore"] if is_known else restarts
+        # The failure that ended the job was not followed by a restart.
+        restarts = max(restarts, base + workload.failed - (workload.finished == "Failed" and workload.failed > 0))
+    return Counts(restarts, preemptions, tuple(sorted(ends)))
+
+
+def _is_preemption(pod: Pod, first: int) -> bool:
+    """All pods of a gang that is told to stop end after one checkpoint: the first one counts. A node that is gone without
+    that counts wherever it was."""
+    if pod.index == first:
+        return pod.preempted
+    return pod.disrupted and parse_exit_code(pod.last_exit_code or 0).retry is Retry.COUNTED
+
+
+def _is_failure(pod: Pod) -> bool:
+    code = pod.last_exit_code
+    return code not in (None, 0) and not pod.disrupted and parse_exit_code(code or 0).retry is Retry.COUNTED

@@ -1,0 +1,220 @@
+"""Pods that go away: what is told, counted and done, on one node and on several."""
+
+from datetime import timedelta
+
+import pytest
+
+from finetune_api.names import Phase, Reason
+from finetune_api.progress import Progress
+from finetune_api.spec import Spot
+from finetune_operator.intent import decide_intent
+from finetune_operator.observe.counts import count_ends
+from finetune_operator.run_state import RunState, read_run_state
+from finetune_operator.status.market import decide_market
+from finetune_operator.status.stage import decide_failure
+from tests.unit.test_status import status_of, words
+from tests.unit.world import (
+    NOW,
+    RUNNING,
+    UID,
+    build_finetunejob,
+    build_pod,
+    build_pytorchjob,
+    build_snapshot,
+    build_workload,
+    decide,
+    exited,
+)
+
+DISRUPTED = [{"type": "DisruptionTarget", "status": "True"}]
+SAVED = words(reason="Preempted", message="told to stop", step=40, checkpointStep=40)
+TWO = {"parallelism": {"nodes": 2}}
+
+
+def pod(index, state, name=None, **fields):
+    labels = {"batch.kubernetes.io/job-completion-index": str(index)}
+    return build_pod(state, name=name or f"bot-{index}", metadata={"labels": labels}, **fields)
+
+
+def worker(index, state, ends=(), **fields):
+    """A pod of a PyTorchJob whose container was started again in place after each of ``ends``."""
+    kind = {"training.kubeflow.org/replica-type": "worker", "training.kubeflow.org/replica-index": str(index)}
+    container = {"name": "pytorch", "restartCount": len(ends)}
+    if ends:
+        container["lastState"] = exited(ends[-1])
+    return build_pod(state, name=f"bot-worker-{index}", metadata={"labels": kind}, container=container, **fields)
+
+
+def test_from_running_over_preempted_and_resuming_to_running():
+    job = build_finetunejob({"phase": Phase.RUNNING, "message": "Step 35 of 90."})
+    stage, status = status_of(build_snapshot(job, build_workload(), [pod(0, exited(75, SAVED), conditions=DISRUPTED)]))
+    assert (stage.phase, status["preemptions"], status["restarts"]) == (Phase.PREEMPTED, 1, 0)
+    assert status["checkpoints"]["latest"]["step"] == 40
+    # An evicted pod is gone before the next one is there: the story stays.
+    stage, status = status_of(build_snapshot(build_finetunejob(status), build_workload(), []))
+    assert (stage.phase, status["preemptions"]) == (Phase.PREEMPTED, 1)
+    assert "told to stop" in status["message"]
+    again = pod(0, RUNNING, name="again")
+    stage, status = status_of(build_snapshot(build_finetunejob(status), build_workload(), [again]))
+    assert (stage.phase, stage.message) == (Phase.RESUMING, "Goes on from the checkpoint of step 40.")
+    progress = Progress(run_id=UID, stage="training", step=41, total_steps=90, lost_steps=2)
+    stage, status = status_of(build_snapshot(build_finetunejob(status), build_workload(), [again], progress=progress))
+    assert (stage.phase, status["preemptions"], status["lostSteps"]) == (Phase.RUNNING, 1, 2)
+
+
+def test_an_evicted_pod_counts_once_before_and_after_its_end():
+    ending = build_snapshot(build_finetunejob(), build_workload(), [pod(0, RUNNING, conditions=DISRUPTED)])
+    _, status = status_of(ending)
+    assert status["preemptions"] == 1
+    ended = build_snapshot(build_finetunejob(status), build_workload(), [pod(0, exited(75), conditions=DISRUPTED)])
+    _, status = status_of(ended)
+    assert status["preemptions"] == 1
+
+
+@pytest.mark.parametrize(
+    ("codes", "disrupted", "preemptions"),
+    [
+        ((75, 75), (True, False), 1),
+        ((75, 75), (False, True), 1),
+        ((76, 137), (False, True), 1),
+        ((76, 1), (False, False), 0),
+        ((137, 76), (True, False), 1),
+    ],
+)
+def test_a_gang_ends_as_one(codes, disrupted, preemptions):
+    pods = [
+        pod(index, exited(code), conditions=DISRUPTED if gone else [])
+        for index, (code, gone) in enumerate(zip(codes, disrupted, strict=True))
+    ]
+    assert count_ends(build_snapshot(build_finetunejob(**TWO), build_workload(), pods)).preemptions == preemptions
+
+
+def test_the_node_that_failed_is_named_and_not_the_one_that_lost_it():
+    pods = [
+        pod(0, exited(76, words(reason="PeerLost", message="another node went away"))),
+        pod(1, exited(1, words(reason="TrainerError", message="boom"))),
+    ]
+    stage, status = status_of(build_snapshot(build_finetunejob(**TWO), build_workload(failed=1), pods))
+    assert (stage.reason, status["restarts"]) == (Reason.RESTARTING, 1)
+    assert stage.message == "Starts again after: node 1: boom"
+
+
+def test_a_gang_stands_still_as_long_as_one_pod_has_no_node():
+    condition = {
+        "type": "PodScheduled",
+        "status": "False",
+        "reason": "Unschedulable",
+        "message": "no GPU",
+        "lastTransitionTime": "2026-01-01T11:00:00Z",
+    }
+    pods = [pod(0, RUNNING), pod(1, None, conditions=[condition])]
+    stage, _ = status_of(build_snapshot(build_finetunejob(**TWO), build_workload(), pods))
+    assert (stage.phase, stage.reason) == (Phase.PENDING, Reason.UNSCHEDULABLE)
+
+
+def test_containers_that_start_again_in_place_are_counted_by_their_ends():
+    elastic = {"parallelism": {"nodes": 2, "elastic": {"minNodes": 1, "maxNodes": 2}}}
+    job, workload = build_finetunejob(**elastic), build_pytorchjob(conditions=("Running",))
+    snapshot = build_snapshot(job, workload, [worker(0, RUNNING, [75]), worker(1, RUNNING, [75])])
+    _, status = status_of(snapshot)
+    assert (status["preemptions"], status["restarts"]) == (1, 0)
+    job = build_finetunejob(status, **elastic)
+    _, status = status_of(build_snapshot(job, workload, [worker(0, RUNNING, [75]), worker(1, RUNNING, [75, 1])]))
+    assert (status["preemptions"], status["restarts"]) == (1, 1)
+    _, status = status_of(build_snapshot(build_finetunejob(status, **elastic), workload, [worker(0, RUNNING, [75])]))
+    assert (status["preemptions"], status["restarts"]) == (1, 1)
+
+
+def test_a_pytorchjob_is_ended_by_what_no_restart_mends():
+    spec = {"parallelism": {"nodes": 2, "backend": "PyTorchJob"}}
+    job = build_finetunejob(**spec)
+    waiting = {"waiting": {"reason": "CrashLoopBackOff"}}
+    hopeless = build_snapshot(job, build_pytorchjob(), [worker(0, RUNNING), worker(1, waiting, [10])])
+    failure = decide_failure(hopeless)
+    assert failure is not None and (failure.phase, failure.reason) == (Phase.FAILED, "InvalidPlanOrData")
+    assert decide_intent(hopeless, decide(job)[1], has_failed=True).workload_patch == {"suspend": True}
+    stopped = build_snapshot(job, build_pytorchjob(suspend=True), [])
+    assert not decide_intent(stopped, decide(job)[1], has_failed=True).workload_patch
+    often = build_finetunejob({"restarts": 3, "workload": {"uid": "job-1", "restartsBefore": 0, "preemptionsBefore": 0}}, **spec)  # fmt: skip
+    assert decide_failure(build_snapshot(often, build_pytorchjob(), [worker(0, RUNNING)])) is None
+    failure = decide_failure(build_snapshot(often, build_pytorchjob(), [worker(0, RUNNING, [1])]))
+    assert failure is not None and failure.reason == Reason.BACKOFF_LIMIT_EXCEEDED
+
+
+def test_more_preemptions_than_allowed_end_the_job():
+    before = {"preemptions": 2, "workload": {"uid": "job-1", "restartsBefore": 0, "preemptionsBefore": 0}}
+    job = build_finetunejob(before, spot={"enabled": True, "maxPreemptions": 2})
+    assert decide_failure(build_snapshot(job, build_workload(market="spot"), [pod(0, RUNNING)])) is None
+    ended = build_snapshot(job, build_workload(market="spot"), [pod(0, exited(75))])
+    failure = decide_failure(ended)
+    assert failure is not None and failure.reason == Reason.TOO_MANY_PREEMPTIONS
+    assert decide_intent(ended, decide(job)[1], has_failed=True).workload_patch == {"suspend": True}
+
+
+def test_a_preempted_job_is_made_anew_before_the_job_controller_lets_it_wait_for_long():
+    once = {"preemptions": 1, "workload": {"uid": "job-1", "restartsBefore": 0, "preemptionsBefore": 0}}
+    twice = once | {"preemptions": 2}
+    for status, ended, is_replaced in [
+        (once, [], False),
+        (twice, [], True),
+        (twice, [pod(0, exited(75))], True),
+        (twice, [pod(0, RUNNING)], False),
+        (twice, [pod(0, exited(1))], False),
+    ]:
+        counted = status | {"workload": status["workload"] | {"counted": ["bot-0/0"]}}
+        job = build_finetunejob(counted)
+        intent = decide_intent(build_snapshot(job, build_workload(), ended), decide(job)[1])
+        assert [each["metadata"]["uid"] for each in intent.delete] == (["job-1"] if is_replaced else [])
+    anew = build_finetunejob(twice | {"workload": {"uid": "job-2", "restartsBefore": 0, "preemptionsBefore": 2}})
+    assert not decide_intent(build_snapshot(anew, build_workload(uid="job-2"), []), decide(anew)[1]).delete
+
+
+def test_the_workload_follows_the_market():
+    job = build_finetunejob({"market": "on-demand"}, spot={"enabled": True, "provider": "karpenter"})
+    manifests = decide(job, read_run_state(job["status"]))[1]
+    assert manifests[-1]["spec"]["template"]["spec"]["nodeSelector"] == {"karpenter.sh/capacity-type": "on-demand"}
+    on_spot = build_snapshot(job, build_workload(market="spot"), [pod(0, RUNNING)])
+    assert [each["kind"] for each in decide_intent(on_spot, manifests).delete] == ["Job"]
+    assert not decide_intent(build_snapshot(job, build_workload(market="on-demand")), manifests).delete
+    assert read_run_state({}) == RunState(0, "spot")
+
+
+SINCE = NOW - timedelta(hours=1)
+
+
+@pytest.mark.parametrize(
+    ("fallback", "status", "market"),
+    [
+        (None, {"market": "spot", "preemptions": 99}, "spot"),
+        ({"afterPreemptions": 3}, {"market": "spot", "preemptions": 4, "marketPreemptions": 2}, "spot"),
+        ({"afterPreemptions": 3}, {"market": "spot", "preemptions": 5, "marketPreemptions": 2}, "on-demand"),
+        ({"afterPreemptions": 3}, {"market": "on-demand", "preemptions": 5}, "on-demand"),
+        ({"afterPreemptions": 3, "backAfter": "2h"}, {"market": "on-demand"}, "on-demand"),
+        ({"afterPreemptions": 3, "backAfter": "30m"}, {"market": "on-demand"}, "spot"),
+        ({"afterWait": "30m"}, {"market": "spot"}, "on-demand"),
+        ({"afterWait": "2h"}, {"market": "spot"}, "spot"),
+    ],
+)
+def test_when_the_market_changes(fallback, status, market):
+    condition = {
+        "type": "PodScheduled",
+        "status": "False",
+        "reason": "Unschedulable",
+        "lastTransitionTime": "2026-01-01T10:00:00Z",
+    }
+    snapshot = build_snapshot(build_finetunejob(), build_workload(), [pod(0, None, conditions=[condition])])
+    spot = Spot.model_validate({"enabled": True, "fallback": fallback})
+    assert decide_market(spot, status | {"marketSince": SINCE.isoformat()}, snapshot) == market
+
+
+def test_kueue_starts_and_stops_the_workload():
+    job = build_finetunejob(resources={"queueName": "team-a"})
+    manifests = decide(job)[1]
+    assert manifests[-1]["spec"]["suspend"] is True
+    assert manifests[-1]["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "team-a"
+    stage, _ = status_of(build_snapshot(job, build_workload(suspend=True)))
+    assert (stage.phase, stage.reason) == (Phase.QUEUED, Reason.QUEUED)
+    assert not decide_intent(build_snapshot(job, build_workload(suspend=False)), manifests).workload_patch
+    paused = build_finetunejob(resources={"queueName": "team-a"}, runPolicy={"suspend": True})
+    intent = decide_intent(build_snapshot(paused, build_workload(suspend=False)), decide(paused)[1])
+    assert intent.workload_patch == {"suspend": True}
