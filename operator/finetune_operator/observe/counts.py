@@ -32,12 +32,13 @@ def count_ends(snapshot: Snapshot) -> Counts:
     first = min((pod.index for pod in snapshot.pods), default=0)
     ends = []
     for pod in snapshot.pods:
-        if pod.last_exit_code is None and not (pod.disrupted and pod.index == first):
-            continue
-        ends.append(pod.last_end)
-        if pod.last_end not in counted:
-            preemptions += _is_preemption(pod, first)
-            restarts += workload.kind == "PyTorchJob" and _is_failure(pod)
+        is_preemption = _is_preemption(pod, first)
+        is_failure = workload.kind == "PyTorchJob" and _is_failure(pod)
+        if is_preemption or is_failure:
+            ends.append(pod.last_end)
+            if pod.last_end not in counted:
+                preemptions += is_preemption
+                restarts += is_failure
     if workload.kind == "Job":
         base = known["restartsBefore"] if is_known else restarts
         # The failure that ended the job was not followed by a restart.
