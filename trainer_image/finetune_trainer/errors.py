@@ -48,12 +48,31 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
+_BROKEN_CONNECTIONS = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Broken pipe",
+    "ncclRemoteError",
+    "remote process exited or there was a network error",
+)
+"""Words of gloo and NCCL for a process that is no longer there."""
+
+
+def is_peer_lost(error: BaseException) -> bool:
+    """Whether a collective failed because another process went away."""
+    if type(error).__name__ in ("DistNetworkError", "DistStoreError"):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _BROKEN_CONNECTIONS)
+
+
 def classify_error(error: BaseException, plan: TrainingPlan) -> tuple[ExitCode, str]:
     """The exit code and the message that stand for ``error``."""
     if isinstance(error, TrainerError):
         return error.code, str(error)
     if is_out_of_memory(error):
         return ExitCode.OUT_OF_MEMORY, describe_out_of_memory(plan)
+    if plan.parallelism.nodes > 1 and is_peer_lost(error):
+        return ExitCode.PEER_LOST, "the processes of another node went away; this one waits for them to come back"
     first_line = (str(error).strip() or repr(error)).splitlines()[0]
     return ExitCode.ERROR, f"{type(error).__name__}: {first_line}"
 

@@ -119,12 +119,15 @@ def _find_cause(failures: "dict[int, ProcessFailure]", stopping: bool) -> tuple[
     """Exit code and rank of what ended the run.
 
     A rank that fails tears the others down with a connection error, often within one look of the agent; a code that
-    the trainer chose tells the cause better than which of them was seen first.
+    the trainer chose tells the cause better than which of them was seen first. That a rank lost another is never the
+    cause where another one is to be had.
     """
     if not failures:
         return ExitCode.OK, 0
-    chosen = {rank: failure for rank, failure in failures.items() if failure.exitcode in set(TABLE) - {ExitCode.ERROR}}
-    rank, failure = min((chosen or failures).items(), key=lambda item: (item[1].timestamp, item[0]))
+    own = {rank: failure for rank, failure in failures.items() if failure.exitcode != ExitCode.PEER_LOST}
+    causes = own or failures
+    chosen = {rank: failure for rank, failure in causes.items() if failure.exitcode in set(TABLE) - {ExitCode.ERROR}}
+    rank, failure = min((chosen or causes).items(), key=lambda item: (item[1].timestamp, item[0]))
     if stopping and failure.exitcode == -signal.SIGTERM:
         # It was told to stop before it could listen, so it hadn't begun.
         return ExitCode.PREEMPTED, rank

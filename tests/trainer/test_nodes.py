@@ -1,0 +1,77 @@
+"""Two nodes on one machine: a launcher each, as two pods have."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+
+from finetune_api.exit_codes import ExitCode
+from finetune_api.plan import TrainingPlan
+from finetune_trainer.errors import is_peer_lost
+from tests.trainer.conftest import adapter_bytes, clear
+from tests.trainer.ranks import free_port
+
+TWO_NODES = {"strategy": "ddp", "nodes": 2, "processes_per_node": 1}
+
+
+def begin(plan: TrainingPlan, folder: Path) -> list[subprocess.Popen[bytes]]:
+    """Both launchers, as the pods of an indexed Job start them."""
+    folder.mkdir(parents=True)
+    plan_file = folder / "plan.json"
+    plan_file.write_text(plan.to_json())
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    nodes = []
+    for index in range(2):
+        own = {"JOB_COMPLETION_INDEX": str(index), "FINETUNE_TERMINATION_LOG": str(folder / f"termination-{index}")}
+        with (folder / f"log-{index}").open("wb") as log:
+            command = [sys.executable, "-m", "finetune_trainer", "--plan", str(plan_file)]
+            nodes.append(subprocess.Popen(command, env=os.environ | shared | own, stdout=log, stderr=log))
+    return nodes
+
+
+def wait_for_step(folder: Path, step: int, nodes: list[subprocess.Popen[bytes]]) -> None:
+    deadline = time.monotonic() + 240
+    while f'"step": {step},' not in (log := (folder / "log-0").read_text()):
+        assert time.monotonic() < deadline and nodes[0].poll() is None, log[-3000:]
+        time.sleep(0.02)
+
+
+def kill_node(node: subprocess.Popen[bytes]) -> None:
+    """All of its processes at once, as when the power goes."""
+    for process in [*psutil.Process(node.pid).children(recursive=True), psutil.Process(node.pid)]:
+        process.kill()
+
+
+def test_a_node_that_loses_the_other_is_free_to_come_back(make: Callable[..., TrainingPlan], tmp_path: Path) -> None:
+    """The one that is left ends soon, and not as if it had failed; both together go on to the same weights."""
+    sections = {"parallelism": TWO_NODES, "training": {"per_device_batch_size": 1, "epochs": 20.0}}
+    plan = make(**sections, checkpoint={"every_steps": 5})
+    nodes = begin(plan, tmp_path / "whole")
+    assert [node.wait(300) for node in nodes] == [0, 0], (tmp_path / "whole" / "log-0").read_text()[-3000:]
+    expected = adapter_bytes(plan)
+
+    for lost in range(2):
+        clear(plan)
+        folder = tmp_path / f"lost-{lost}"
+        nodes = begin(plan, folder)
+        wait_for_step(folder, 17, nodes)
+        kill_node(nodes[lost])
+        assert nodes[1 - lost].wait(60) == ExitCode.PEER_LOST
+        assert nodes[lost].wait(60) == -signal.SIGKILL
+        assert '"reason":"PeerLost"' in (folder / f"termination-{1 - lost}").read_text()
+        again = tmp_path / f"again-{lost}"
+        nodes = begin(plan, again)
+        assert [node.wait(300) for node in nodes] == [0, 0], (again / "log-0").read_text()[-3000:]
+        assert '"event": "resumed"' in (again / "log-0").read_text()
+        assert adapter_bytes(plan) == expected
+
+
+def test_an_error_of_its_own_is_not_blamed_on_another_node() -> None:
+    assert is_peer_lost(RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [10.0.0.2]:4711"))
+    assert not is_peer_lost(RuntimeError("shape mismatch"))
+    assert not is_peer_lost(ValueError("Connection closed by peer"))
