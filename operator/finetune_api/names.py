@@ -23,7 +23,6 @@ ANNOTATION_NETWORKS = "k8s.v1.cni.cncf.io/networks"
 
 # How the pods of a workload are numbered: by the Job controller, and by Kubeflow's.
 LABEL_INDEX = "batch.kubernetes.io/job-completion-index"
-LABEL_REPLICA_TYPE = "training.kubeflow.org/replica-type"
 LABEL_REPLICA_INDEX = "training.kubeflow.org/replica-index"
 
 PYTORCHJOB_API_VERSION = "kubeflow.org/v1"
@@ -46,9 +45,10 @@ PLAN_FILE = f"/etc/finetune/{PLAN_KEY}"
 PLAN_DIRECTORY = "/etc/finetune"
 TERMINATION_LOG = "/dev/termination-log"
 
-# Where the nodes of a job meet, as torchrun names it. Kubeflow's controller sets them for its own pods.
+# Where the nodes of a job meet, and which of them this is, as torchrun names it.
 ENV_MASTER_ADDR = "MASTER_ADDR"
 ENV_MASTER_PORT = "MASTER_PORT"
+ENV_NODE_RANK = "PET_NODE_RANK"
 
 # Environment of the trainer. POD_IP is where it serves /metrics and /progress.
 ENV_POD_IP = "POD_IP"

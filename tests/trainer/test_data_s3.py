@@ -1,9 +1,6 @@
 """Datasets in S3, read from a real server process: Versity's gateway over a folder."""
 
 import json
-import socket
-import subprocess
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,55 +10,24 @@ import pytest
 from finetune_api.plan import ResolvedSource, TrainingPlan
 from finetune_trainer.data.preview import preview
 from finetune_trainer.errors import InvalidInputError
-from tests.cluster.harness.binaries import ensure_tools
+from finetune_trainer.s3 import connect_s3
 from tests.trainer.preparing import prepare
-
-SECRET = "not-a-secret"
+from tests.trainer.s3_server import S3Server
 
 
 @pytest.fixture(scope="module")
-def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """URL of the server, which has a bucket ``tales``."""
-    gateway = ensure_tools(
-        Path(__file__).parent / "versitygw", {"versitygw": "github.com/versity/versitygw/cmd/versitygw"}
-    )
-    root = tmp_path_factory.mktemp("s3")
-    (root / "tales").mkdir()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [str(gateway / "versitygw"), "--access", "reader", "--secret", SECRET, "--port", f"127.0.0.1:{port}"]
-    with (root / "log").open("wb") as log:
-        server = subprocess.Popen([*command, "posix", "--nometa", str(root)], stdout=log, stderr=log)
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:
-        assert server.poll() is None, (root / "log").read_text()
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                break
-        time.sleep(0.05)
-    yield f"http://127.0.0.1:{port}"
-    server.terminate()
-    server.wait(30)
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    server = S3Server(tmp_path_factory.mktemp("s3"))
+    yield server
+    server.stop()
 
 
 @pytest.fixture
-def bucket(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, list[str]], None]:
+def bucket(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, list[str]], None]:
     """``bucket(key, texts)`` writes a file of rows; the environment has what opens the bucket."""
-    from pyarrow.fs import S3FileSystem
-
-    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
-    monkeypatch.setenv("AWS_REGION", "us-east-1")
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "reader")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
-    # Delayed, small files go in one piece; parts need extended attributes in the server's folder.
-    remote = S3FileSystem(
-        endpoint_override=endpoint,
-        region="us-east-1",
-        access_key="reader",
-        secret_key=SECRET,
-        allow_delayed_open=True,
-    )
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
+    remote = connect_s3()
 
     def write(key: str, texts: list[str]) -> None:
         with remote.open_output_stream(f"tales/{key}") as file:

@@ -38,11 +38,11 @@ def pod(index, state, name=None, **fields):
 
 def worker(index, state, ends=(), **fields):
     """A pod of a PyTorchJob whose container was started again in place after each of ``ends``."""
-    kind = {"training.kubeflow.org/replica-type": "worker", "training.kubeflow.org/replica-index": str(index)}
+    labels = {"training.kubeflow.org/replica-index": str(index)}
     container = {"name": "pytorch", "restartCount": len(ends)}
     if ends:
         container["lastState"] = exited(ends[-1])
-    return build_pod(state, name=f"bot-worker-{index}", metadata={"labels": kind}, container=container, **fields)
+    return build_pod(state, name=f"bot-worker-{index}", metadata={"labels": labels}, container=container, **fields)
 
 
 def test_from_running_over_preempted_and_resuming_to_running():

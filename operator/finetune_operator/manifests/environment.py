@@ -1,6 +1,7 @@
 """Environment of the trainer. Secrets stand here as references only."""
 
 from finetune_api import names
+from finetune_api.compatibility import list_node_counts
 from finetune_api.kubernetes import SecretKeyRef
 from finetune_api.spec import FineTuneJob
 from finetune_operator.manifests.metadata import Manifest, job_name, service_name
@@ -46,14 +47,19 @@ def build_environment(job: FineTuneJob, layout: Layout) -> list[Manifest]:
 
 
 def _build_meeting_point(job: FineTuneJob) -> list[Manifest]:
-    """Where the nodes of an indexed Job meet: at the first pod. Kubeflow's controller tells its own pods."""
-    if job.spec.parallelism.nodes == 1 or choose_backend(job.spec) != "Job":
+    """Where several nodes meet, at the first pod; and which node this is, where its controller doesn't say."""
+    if max(list_node_counts(job.spec)) == 1:
         return []
-    address = f"{job_name(job)}-0.{service_name(job)}.{job.metadata.namespace}.svc"
-    return [
-        {"name": names.ENV_MASTER_ADDR, "value": address},
+    of_kubeflow = choose_backend(job.spec) == "PyTorchJob"
+    first = f"{job_name(job)}-worker-0" if of_kubeflow else f"{job_name(job)}-0.{service_name(job)}"
+    variables: list[Manifest] = [
+        {"name": names.ENV_MASTER_ADDR, "value": f"{first}.{job.metadata.namespace}.svc"},
         {"name": names.ENV_MASTER_PORT, "value": str(names.RENDEZVOUS_PORT)},
     ]
+    if of_kubeflow:
+        path = f"metadata.labels['{names.LABEL_REPLICA_INDEX}']"
+        variables.append({"name": names.ENV_NODE_RANK, "valueFrom": {"fieldRef": {"fieldPath": path}}})
+    return variables
 
 
 def _secret(name: str, ref: SecretKeyRef) -> Manifest:

@@ -1,5 +1,7 @@
-"""The PyTorchJob of Kubeflow's training operator (kubeflow.org/v1): a master and workers, or workers whose number changes.
+"""The PyTorchJob of Kubeflow's training operator (kubeflow.org/v1).
 
+All its pods are workers. With a master Kubeflow puts a container of its own before the workers, of an image from elsewhere,
+which Pod Security 'restricted' refuses; and the first worker serves as well.
 It has no podFailurePolicy: its containers are started again whatever they end with, and the operator ends it.
 """
 
@@ -17,7 +19,7 @@ from finetune_operator.settings import Settings
 
 
 def build_pytorchjob(job: FineTuneJob, decided: Decided, settings: Settings, layout: Layout, run: RunState) -> Manifest:
-    """An elastic one has no master: any of its pods may go."""
+    """Its controller gives each pod a Service of the pod's name."""
     policy, parallelism = job.spec.run_policy, job.spec.parallelism
     template = build_pod_template(job, decided, settings, layout, run)
     (container,) = template["spec"]["containers"]
@@ -25,16 +27,6 @@ def build_pytorchjob(job: FineTuneJob, decided: Decided, settings: Settings, lay
     port = {"name": names.PYTORCHJOB_PORT_NAME, "containerPort": names.RENDEZVOUS_PORT, "protocol": "TCP"}
     container["ports"].append(port)
 
-    def build_replicas(count: int) -> Manifest:
-        return {"replicas": count, "restartPolicy": "OnFailure", "template": template}
-
-    replicas: Manifest
-    if parallelism.elastic is not None:
-        replicas = {"Worker": build_replicas(parallelism.nodes)}
-    else:
-        replicas = {"Master": build_replicas(1)}
-        if parallelism.nodes > 1:
-            replicas["Worker"] = build_replicas(parallelism.nodes - 1)
     run_policy: dict[str, Any] = {"cleanPodPolicy": "Running", "suspend": is_suspended(job)}
     if policy.active_deadline is not None:
         run_policy["activeDeadlineSeconds"] = parse_duration(policy.active_deadline)
@@ -42,7 +34,9 @@ def build_pytorchjob(job: FineTuneJob, decided: Decided, settings: Settings, lay
         run_policy["ttlSecondsAfterFinished"] = parse_duration(policy.ttl_after_finished)
     spec: Manifest = {
         "nprocPerNode": str(decided.plan.parallelism.processes_per_node),
-        "pytorchReplicaSpecs": replicas,
+        "pytorchReplicaSpecs": {
+            "Worker": {"replicas": parallelism.nodes, "restartPolicy": "OnFailure", "template": template}
+        },
         "runPolicy": run_policy,
     }
     if parallelism.elastic is not None:

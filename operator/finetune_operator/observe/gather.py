@@ -7,7 +7,9 @@ from finetune_api.names import WORKLOADS
 from finetune_operator.cluster.client import Cluster
 from finetune_operator.manifests.metadata import Manifest
 from finetune_operator.observe.progress import ProgressPoller
-from finetune_operator.observe.snapshot import Snapshot, parse_pod, parse_workload
+from finetune_operator.observe.snapshot import Snapshot, Workload, parse_pod, parse_workload
+
+_FAILED_CREATE = {"Job": "FailedCreate", "PyTorchJob": "FailedCreatePod"}
 
 
 def gather_snapshot(
@@ -32,7 +34,7 @@ def gather_snapshot(
     owned = [pod for pod in cluster.list_pods(namespace, name) if _controller(pod) == workload.uid]
     pods = tuple(sorted(map(parse_pod, owned), key=lambda pod: (pod.created, pod.exit_code is None, pod.name)))
     progress = None
-    refused = "" if pods or not workload.lacks_pods(now) else _find_refusal(cluster, namespace, workload.uid)
+    refused = "" if pods or not workload.lacks_pods(now) else _find_refusal(cluster, namespace, workload)
     snapshot = Snapshot(finetunejob, workload, pods, None, {}, now, refused)
     for pod in pods:
         key = f"{namespace}/{pod.name}"
@@ -45,9 +47,9 @@ def gather_snapshot(
     return replace(snapshot, progress=progress)
 
 
-def _find_refusal(cluster: Cluster, namespace: str, uid: str) -> str:
-    """Why the Job controller can't make the pod: nothing but its Events tells."""
-    events = cluster.list_warnings(namespace, uid, "FailedCreate")
+def _find_refusal(cluster: Cluster, namespace: str, workload: Workload) -> str:
+    """Why the workload's controller can't make the pod: nothing but its Events tells."""
+    events = cluster.list_warnings(namespace, workload.uid, _FAILED_CREATE[workload.kind])
     newest = max(events, key=lambda event: event.get("lastTimestamp") or "", default={"message": ""})
     return str(newest["message"])
 

@@ -226,9 +226,7 @@ def parse_pod(pod: Manifest) -> Pod:
 
 
 def _parse_index(labels: dict[str, str]) -> int:
-    if names.LABEL_REPLICA_TYPE in labels:
-        return 0 if labels[names.LABEL_REPLICA_TYPE] == "master" else 1 + int(labels[names.LABEL_REPLICA_INDEX])
-    return int(labels.get(names.LABEL_INDEX, "0"))
+    return int(labels.get(names.LABEL_REPLICA_INDEX, labels.get(names.LABEL_INDEX, "0")))
 
 
 def _parse_termination(message: str | None) -> Termination | None:

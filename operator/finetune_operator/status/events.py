@@ -43,9 +43,7 @@ def decide_events(stage: Stage, before: Manifest, after: Manifest) -> list[Event
         return events
     if stage.phase == Phase.SUCCEEDED:
         events.append(Event("Normal", stage.reason, stage.message))
-    elif stage.phase == Phase.FAILED or stage.reason in WARNINGS:
-        events.append(Event("Warning", stage.reason, stage.message))
-    elif stage.phase == Phase.PREEMPTED:
+    elif stage.phase in (Phase.FAILED, Phase.PREEMPTED) or stage.reason in WARNINGS:
         events.append(Event("Warning", stage.reason, stage.message))
     elif stage.phase == Phase.RESUMING:
         events.append(Event("Normal", stage.reason, stage.message))

@@ -105,7 +105,8 @@ class Keeper:
                 records = [measure(f"{name}/{path}") for path in _list(folder)] if self._ranks.is_main else []
             else:
                 records = [self._store.upload(folder / path, f"{name}/{path}") for path in _list(folder)]
-                shutil.rmtree(folder)
+                for done in folder.parent.glob("checkpoint-*"):  # and the one that was resumed from
+                    shutil.rmtree(done)
         except OSError as error:
             return _Brought(problem=str(error))
         return _Brought(tuple(r.model_copy(update={"path": r.path.removeprefix(f"{name}/")}) for r in records))

@@ -39,10 +39,8 @@ class Marker(ApiModel):
         return self.model_dump_json(by_alias=True, indent=2).encode() + b"\n"
 
 
-def parse_marker(content: bytes | None) -> Marker:
-    """Raises: ValueError saying what is missing or broken."""
-    if content is None:
-        raise ValueError("has no marker: it was never completed")
+def parse_marker(content: bytes) -> Marker:
+    """Raises: ValueError saying what is broken."""
     try:
         return Marker.model_validate_json(content)
     except ValidationError as error:

@@ -35,9 +35,17 @@ def list_checkpoints(store: Store) -> list[int]:
     return sorted((int(match[1]) for match in found if match), reverse=True)
 
 
+def read_marker_file(store: Store, step: int) -> bytes | None:
+    """None: it was never completed."""
+    return store.read(f"{name_checkpoint(step)}/{MARKER_NAME}")
+
+
 def read_marker(store: Store, step: int) -> Marker:
     """The marker of a checkpoint, its files unchecked. Raises: ValueError saying what is missing or broken."""
-    return parse_marker(store.read(f"{name_checkpoint(step)}/{MARKER_NAME}"))
+    content = read_marker_file(store, step)
+    if content is None:
+        raise ValueError("has no marker: it was never completed")
+    return parse_marker(content)
 
 
 def fetch_checkpoint(store: Store, plan: TrainingPlan, marker: Marker) -> Path:
@@ -67,16 +75,19 @@ def find_resume_point(
 
     Broken ones, and those of another run, are passed over with a warning.
 
-    Raises: CheckpointUnusableError when complete ones of this run exist and none fits: going on from the beginning
-    would throw their work away, going on from them would not be the same training.
+    Raises: CheckpointUnusableError when ones of this run were completed and none is whole and fits: going on from the
+    beginning would throw their work away, going on from them would not be the same training.
     """
     if plan.checkpoint.resume == "never":
         return None
     misfits = []
     for step in list_checkpoints(store):
         name = name_checkpoint(step)
+        if (content := read_marker_file(store, step)) is None:
+            warn(f"checkpoint {name} has no marker: it was never completed; passed over")
+            continue
         try:
-            marker = read_marker(store, step)
+            marker = parse_marker(content)
             if marker.run_id != plan.job.run_id:
                 warn(f"checkpoint {name} belongs to another run, {marker.run_id}; passed over")
                 continue
@@ -85,7 +96,7 @@ def find_resume_point(
                 return ResumePoint(fetch_checkpoint(store, plan, marker), marker)
         except ValueError as error:
             warn(f"checkpoint {name} {error}; passed over")
-            continue
+            misfit = str(error)
         misfits.append(f"{name} {misfit}")
     if misfits:
         raise CheckpointUnusableError(
