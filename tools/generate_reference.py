@@ -55,7 +55,6 @@ COMPANIONS: tuple[Object, ...] = (
     *({"resources": {"gpu": {"count": 2}}, "parallelism": {"strategy": each}} for each in STRATEGIES),
     {"model": {"cache": {"size": "10Gi"}}},
     {"parallelism": {"nodes": 2}},
-    {"parallelism": {"nodes": 2, "elastic": {"minNodes": 2, "maxNodes": 4}}},
     {"parallelism": {"nodes": 2}, "resources": {"placement": {"topologyKey": "example.com/rack"}}},
     {"spot": {"enabled": True, "gracePeriod": "25s"}},
     {"network": {"rdma": {"count": 8}}},

@@ -60,8 +60,6 @@ CACHED: list[methods.MethodType] = ["prefix", "p-tuning-v2"]
 """Methods whose virtual tokens are a cache of keys and values."""
 BITSANDBYTES = ["adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit"]
 """Optimisers of bitsandbytes."""
-ELASTIC_LCM = 840
-"""1 to 8 nodes, say."""
 SHARING = [name for name, strategy in STRATEGIES.items() if strategy.engine != "none"]
 
 
@@ -73,12 +71,6 @@ def count_local_processes(spec: FineTuneJobSpec) -> int:
 def count_processes(spec: FineTuneJobSpec) -> int:
     """Of all nodes together."""
     return spec.parallelism.nodes * count_local_processes(spec)
-
-
-def list_node_counts(spec: FineTuneJobSpec) -> range:
-    """With how many nodes the training may have to do."""
-    elastic, nodes = spec.parallelism.elastic, spec.parallelism.nodes
-    return range(elastic.min_nodes, elastic.max_nodes + 1) if elastic is not None else range(nodes, nodes + 1)
 
 
 def find_strategy(spec: FineTuneJobSpec) -> StrategyType | None:
@@ -284,21 +276,6 @@ def _batch_division(spec: FineTuneJobSpec) -> Iterator[Hit]:
     rows, share = training.global_batch_size, training.per_device_batch_size
     if rows is not None and share is not None and rows % (share * count_processes(spec)):
         yield "training.globalBatchSize", rows
-
-
-def _elastic_rows(spec: FineTuneJobSpec) -> Iterator[Hit]:
-    """Rows of a step that can't be dealt out among each number of nodes alike."""
-    training, local = spec.training, count_local_processes(spec)
-    if spec.parallelism.elastic is None:
-        return
-    if training.global_batch_size is not None:
-        share = local * (training.per_device_batch_size or 1)
-        if any(training.global_batch_size % (nodes * share) for nodes in list_node_counts(spec)):
-            yield "training.globalBatchSize", training.global_batch_size
-    elif training.gradient_accumulation is not None:
-        batches = training.gradient_accumulation * spec.parallelism.nodes
-        if any(batches % nodes for nodes in list_node_counts(spec)):
-            yield "training.gradientAccumulation", training.gradient_accumulation
 
 
 def _mixture_splits(spec: FineTuneJobSpec) -> Iterator[Hit]:
@@ -739,44 +716,11 @@ RULES: tuple[Rule, ...] = (
         "", "!has(self.parallelism.processes) || self.resources.gpu.count == 0",
     ),
     Rule(
-        "elastic-backend",
-        _When(lambda s: s.parallelism.elastic is not None and s.parallelism.backend == "Job", "parallelism.backend", lambda s: "Job"),
-        "a Job has a fixed number of pods",
-        "use PyTorchJob, or drop parallelism.elastic",
-        "parallelism", "!has(self.elastic) || !has(self.backend) || self.backend != 'Job'",
-    ),
-    Rule(
-        "elastic-bounds",
-        _When(lambda s: (e := s.parallelism.elastic) is not None and not e.min_nodes <= s.parallelism.nodes <= e.max_nodes, "parallelism.elastic", lambda s: s.parallelism.elastic.model_dump(by_alias=True)),
-        "parallelism.nodes is outside minNodes to maxNodes",
-        "mend nodes, minNodes or maxNodes",
-        "parallelism", "!has(self.elastic) || (self.elastic.minNodes <= self.nodes && self.nodes <= self.elastic.maxNodes)",
-    ),
-    Rule(
-        "elastic-range",
-        _When(lambda s: s.parallelism.elastic is not None and math.lcm(*list_node_counts(s)) > ELASTIC_LCM, "parallelism.elastic", lambda s: s.parallelism.elastic.model_dump(by_alias=True)),
-        f"the rows of a step can't be dealt out alike among so many numbers of nodes (the least number that they all divide is above {ELASTIC_LCM})",
-        "bring minNodes and maxNodes closer together",
-    ),
-    Rule(
-        "elastic-strategy",
-        _When(lambda s: s.parallelism.elastic is not None and find_strategy(s) not in (None, "ddp"), "parallelism.elastic", lambda s: s.parallelism.elastic.model_dump(by_alias=True)),
-        "what the processes share out fits no other number of them, so only ddp can be elastic",
-        "set parallelism.strategy to ddp without offload, or drop elastic",
-        "", f"!has(self.parallelism.elastic) || {_STRATEGY} in ['', 'ddp']",
-    ),
-    Rule(
-        "elastic-rows",
-        _elastic_rows,
-        "a step has to have the same rows with each number of nodes from elastic.minNodes to maxNodes",
-        "choose a multiple that they all divide, or leave it out",
-    ),
-    Rule(
         "placement-of-several",
-        _When(lambda s: s.resources.placement is not None and max(list_node_counts(s)) == 1, "resources.placement", lambda s: s.resources.placement.model_dump(by_alias=True)),
+        _When(lambda s: s.resources.placement is not None and s.parallelism.nodes == 1, "resources.placement", lambda s: s.resources.placement.model_dump(by_alias=True)),
         "one pod has no other to lie beside",
         "drop it, or raise parallelism.nodes",
-        "", "!has(self.resources.placement) || self.parallelism.nodes > 1 || has(self.parallelism.elastic)",
+        "", "!has(self.resources.placement) || self.parallelism.nodes > 1",
     ),
     Rule(
         "checkpoint-schedule",

@@ -273,22 +273,12 @@ class EvaluationPlan(ApiModel):
     """All have to hold after training, or the run fails, its artifacts kept."""
 
 
-class ElasticPlan(ApiModel):
-    """Bounds of the nodes that train together; a step sees the same rows whatever their number."""
-
-    min_nodes: int
-    max_nodes: int
-    max_restarts: int
-    """Of the processes, by torchrun's agents."""
-
-
 class ParallelismPlan(ApiModel):
     strategy: StrategyType
     device: Literal["cpu", "cuda"]
     nodes: int = 1
-    """Pods or machines. Of an elastic training those that it is planned for: ``gradient_accumulation`` is for them."""
+    """Pods or machines."""
     processes_per_node: int
-    elastic: ElasticPlan | None = None
     deepspeed: dict[str, Any] | None = None
     """DeepSpeed's configuration; set for zero1, zero2 and zero3."""
     fsdp: dict[str, Any] | None = None

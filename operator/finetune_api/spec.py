@@ -305,17 +305,6 @@ class Offload(ApiModel):
     """Weights."""
 
 
-class Elastic(ApiModel):
-    """A training that goes on with fewer nodes, and takes up more when there are (torchrun's elastic agents)."""
-
-    min_nodes: Annotated[int, Field(ge=1, le=1024)] = Field(examples=[1])
-    """With fewer nodes it waits. Each number of nodes between both bounds has to divide the batches of a step."""
-    max_nodes: Annotated[int, Field(ge=1, le=1024)] = Field(examples=[4])
-    """It starts with parallelism.nodes and takes at most so many."""
-    max_restarts: Annotated[int, Field(ge=0, le=1000)] = Field(default=10, examples=[10])
-    """How often the processes start again after one failed, before the job fails."""
-
-
 class Parallelism(ApiModel):
     """How processes share the training."""
 
@@ -325,10 +314,8 @@ class Parallelism(ApiModel):
     """Processes of each node of a job without GPUs; 1 when absent. With GPUs there is one for each."""
     nodes: Annotated[int, Field(ge=1, le=1024)] = Field(default=1, examples=[2])
     """Pods that train together, each with resources.gpu.count GPUs."""
-    backend: Literal["Job", "PyTorchJob"] | None = Field(default=None, examples=["Job"])
-    """Job: an (indexed) Job, which every cluster runs. PyTorchJob: of the Kubeflow training operator. When absent PyTorchJob for elastic jobs, else Job."""
-    elastic: Elastic | None = None
-    """Absent: the training has exactly parallelism.nodes."""
+    backend: Literal["Job", "PyTorchJob"] = Field(default="Job", examples=["Job"])
+    """Job: an (indexed) Job, which every cluster runs. PyTorchJob: of Kubeflow's training operator."""
     offload: Offload = Offload()
     """What waits outside the GPU's memory."""
     sharding: Literal["full", "hybrid"] | None = Field(default=None, examples=["full"])

@@ -30,7 +30,7 @@ REFUSAL_SECONDS = 60.0
 
 UNSERVED = (
     "This cluster serves no PyTorchJobs (kubeflow.org/v1): install Kubeflow's training operator, or use "
-    "parallelism.backend: Job without parallelism.elastic."
+    "parallelism.backend: Job."
 )
 
 

@@ -1,5 +1,6 @@
 """What runs in a trainer process of the tests: the trainer's own main, with a fault at a chosen place."""
 
+import errno
 import os
 import signal
 import sys
@@ -22,11 +23,12 @@ def run_child(
     kill_after_step: int | None = None,
     kill_before_marker: int | None = None,
     kill_before_publish: bool = False,
+    full_from_step: int | None = None,
 ) -> None:
     """Run the plan and exit with the trainer's code.
 
     The faults are SIGKILL to itself: behind a step's end before it is logged or saved, between a checkpoint's files
-    and its marker, or between an artifact's files and its rename.
+    and its marker, or between an artifact's files and its rename. Or the store has no space for checkpoints from a step on.
     """
     os.environ.update(environment)
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -53,6 +55,8 @@ def run_child(
         on_step_end(self, args, state, control, **kwargs)
 
     def die_before_marker(self: Any, marker: Any) -> None:
+        if full_from_step is not None and marker.step >= full_from_step:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         if marker.step == kill_before_marker:
             os.kill(os.getpid(), signal.SIGKILL)
         complete(self, marker)

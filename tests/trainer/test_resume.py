@@ -169,3 +169,43 @@ def test_other_methods_resume_exactly(
     assert resumed.wait() == ExitCode.OK
     assert resumed.events("resumed")[0]["step"] == 4
     assert exported.read_bytes() == expected
+
+
+def test_checkpoints_by_the_minute_and_in_the_background(
+    make: Callable[..., TrainingPlan], start: Start, uninterrupted: Callable[[TrainingPlan], bytes], tmp_path: Path
+) -> None:
+    """When and how it is saved changes nothing; what was on its way when the process died doesn't count."""
+    expected = uninterrupted(make())
+    checkpoint = {
+        "every_steps": None,
+        "every_minutes": 1e-4,
+        "staging": str(tmp_path / "staging"),
+        "asynchronous": True,
+    }
+    plan = make(checkpoint=checkpoint)
+    assert start(plan, kill_after_step=6).wait() == -signal.SIGKILL
+    markers = Path(plan.checkpoint.directory).glob("checkpoint-*/finetune-checkpoint.json")
+    newest = max(int(marker.parent.name.split("-")[1]) for marker in markers)
+    trainer = start(plan)
+    assert trainer.wait() == ExitCode.OK, trainer.log.read_text()
+    assert trainer.events("resumed")[0]["step"] == newest
+    assert adapter_bytes(plan) == expected
+    assert _checkpoints(plan)[-1] == STEPS
+    # The step that was reached and not saved had to be done again.
+    assert _result(plan)["lostSteps"] == 5 - newest
+
+
+def test_a_store_that_is_full_ends_the_run_and_keeps_what_is_there(
+    make: Callable[..., TrainingPlan], start: Start, tmp_path: Path
+) -> None:
+    """Rather than training on without a net; what was saved before is whole, and the field that mends it is named."""
+    checkpoint = {"every_steps": 2, "staging": str(tmp_path / "staging"), "asynchronous": True}
+    plan = make(checkpoint=checkpoint)
+    trainer = start(plan, full_from_step=4)
+    assert trainer.wait() == ExitCode.ERROR
+    message = trainer.termination["message"]
+    assert "the checkpoint of step 4 can't be kept" in message and "No space left on device" in message
+    assert "checkpoint.storage" in message
+    again = start(plan)
+    assert again.wait() == ExitCode.OK
+    assert again.events("resumed")[0]["step"] == 2

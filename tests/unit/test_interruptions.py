@@ -113,15 +113,15 @@ def test_a_gang_stands_still_as_long_as_one_pod_has_no_node():
 
 
 def test_containers_that_start_again_in_place_are_counted_by_their_ends():
-    elastic = {"parallelism": {"nodes": 2, "elastic": {"minNodes": 1, "maxNodes": 2}}}
-    job, workload = build_finetunejob(**elastic), build_pytorchjob(conditions=("Running",))
+    spec = {"parallelism": {"nodes": 2, "backend": "PyTorchJob"}}
+    job, workload = build_finetunejob(**spec), build_pytorchjob(conditions=("Running",))
     snapshot = build_snapshot(job, workload, [worker(0, RUNNING, [75]), worker(1, RUNNING, [75])])
     _, status = status_of(snapshot)
     assert (status["preemptions"], status["restarts"]) == (1, 0)
-    job = build_finetunejob(status, **elastic)
+    job = build_finetunejob(status, **spec)
     _, status = status_of(build_snapshot(job, workload, [worker(0, RUNNING, [75]), worker(1, RUNNING, [75, 1])]))
     assert (status["preemptions"], status["restarts"]) == (1, 1)
-    _, status = status_of(build_snapshot(build_finetunejob(status, **elastic), workload, [worker(0, RUNNING, [75])]))
+    _, status = status_of(build_snapshot(build_finetunejob(status, **spec), workload, [worker(0, RUNNING, [75])]))
     assert (status["preemptions"], status["restarts"]) == (1, 1)
 
 

@@ -9,7 +9,6 @@ from finetune_operator.manifests.pytorchjob import build_pytorchjob
 from finetune_operator.manifests.service import build_service
 from finetune_operator.plan.decide import Decided
 from finetune_operator.plan.layout import Layout
-from finetune_operator.plan.parallelism import choose_backend
 from finetune_operator.run_state import RunState
 from finetune_operator.settings import Settings
 
@@ -18,7 +17,7 @@ def build_manifests(
     job: FineTuneJob, decided: Decided, settings: Settings, layout: Layout, run: RunState | None = None
 ) -> list[Manifest]:
     """The workload last: a pod never waits for what comes after it."""
-    build_workload = build_pytorchjob if choose_backend(job.spec) == "PyTorchJob" else build_job
+    build_workload = build_pytorchjob if job.spec.parallelism.backend == "PyTorchJob" else build_job
     manifests = (
         build_output_claim(job, decided, settings),
         build_cache_claim(job),

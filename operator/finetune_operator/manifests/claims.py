@@ -1,6 +1,5 @@
 """The PersistentVolumeClaims that a job makes: for its output, and for its model cache."""
 
-from finetune_api.compatibility import list_node_counts
 from finetune_api.spec import FineTuneJob
 from finetune_operator.manifests.metadata import Manifest, build_metadata, cache_claim_name, output_claim_name
 from finetune_operator.plan.decide import Decided
@@ -27,7 +26,7 @@ def build_cache_claim(job: FineTuneJob) -> Manifest | None:
 
 def _build_claim(job: FineTuneJob, name: str, size: str, storage_class: str | None, *, owned: bool) -> Manifest:
     # Pods of several nodes write to it.
-    mode = "ReadWriteMany" if max(list_node_counts(job.spec)) > 1 else "ReadWriteOnce"
+    mode = "ReadWriteMany" if job.spec.parallelism.nodes > 1 else "ReadWriteOnce"
     spec: Manifest = {"accessModes": [mode], "resources": {"requests": {"storage": size}}}
     if storage_class is not None:
         spec["storageClassName"] = storage_class

@@ -1,13 +1,11 @@
 """Environment of the trainer. Secrets stand here as references only."""
 
 from finetune_api import names
-from finetune_api.compatibility import list_node_counts
 from finetune_api.kubernetes import SecretKeyRef
 from finetune_api.spec import FineTuneJob
 from finetune_operator.manifests.metadata import Manifest, job_name, service_name
 from finetune_operator.manifests.network import build_network_environment
 from finetune_operator.plan.layout import Layout
-from finetune_operator.plan.parallelism import choose_backend
 
 # Each step on a CPU frees and takes the same large tensors again: glibc would give them back to the kernel and fault them
 # in anew. And threads that spin at a barrier take the time of the one they wait for when the node's cores are shared.
@@ -48,9 +46,9 @@ def build_environment(job: FineTuneJob, layout: Layout) -> list[Manifest]:
 
 def _build_meeting_point(job: FineTuneJob) -> list[Manifest]:
     """Where several nodes meet, at the first pod; and which node this is, where its controller doesn't say."""
-    if max(list_node_counts(job.spec)) == 1:
+    if job.spec.parallelism.nodes == 1:
         return []
-    of_kubeflow = choose_backend(job.spec) == "PyTorchJob"
+    of_kubeflow = job.spec.parallelism.backend == "PyTorchJob"
     first = f"{job_name(job)}-worker-0" if of_kubeflow else f"{job_name(job)}-0.{service_name(job)}"
     variables: list[Manifest] = [
         {"name": names.ENV_MASTER_ADDR, "value": f"{first}.{job.metadata.namespace}.svc"},

@@ -12,7 +12,6 @@ from finetune_operator.manifests.spot import add_spot
 from finetune_operator.manifests.volumes import build_volumes
 from finetune_operator.plan.decide import Decided
 from finetune_operator.plan.layout import Layout
-from finetune_operator.plan.parallelism import choose_backend
 from finetune_operator.run_state import RunState
 from finetune_operator.settings import Settings
 
@@ -50,7 +49,7 @@ def build_pod_template(
         pod["serviceAccountName"] = template.service_account_name
     if pull_secrets:
         pod["imagePullSecrets"] = [secret.model_dump(by_alias=True) for secret in pull_secrets]
-    if job.spec.parallelism.nodes > 1 and choose_backend(job.spec) == "Job":
+    if job.spec.parallelism.nodes > 1 and job.spec.parallelism.backend == "Job":
         pod["subdomain"] = service_name(job)
     add_network(pod, metadata, job.spec)
     return {"metadata": metadata, "spec": pod}

@@ -20,7 +20,7 @@ from finetune_operator.settings import Settings
 
 def build_pytorchjob(job: FineTuneJob, decided: Decided, settings: Settings, layout: Layout, run: RunState) -> Manifest:
     """Its controller gives each pod a Service of the pod's name."""
-    policy, parallelism = job.spec.run_policy, job.spec.parallelism
+    policy = job.spec.run_policy
     template = build_pod_template(job, decided, settings, layout, run)
     (container,) = template["spec"]["containers"]
     container["name"] = names.PYTORCHJOB_CONTAINER
@@ -35,16 +35,9 @@ def build_pytorchjob(job: FineTuneJob, decided: Decided, settings: Settings, lay
     spec: Manifest = {
         "nprocPerNode": str(decided.plan.parallelism.processes_per_node),
         "pytorchReplicaSpecs": {
-            "Worker": {"replicas": parallelism.nodes, "restartPolicy": "OnFailure", "template": template}
+            "Worker": {"replicas": job.spec.parallelism.nodes, "restartPolicy": "OnFailure", "template": template}
         },
         "runPolicy": run_policy,
     }
-    if parallelism.elastic is not None:
-        spec["elasticPolicy"] = {
-            "minReplicas": parallelism.elastic.min_nodes,
-            "maxReplicas": parallelism.elastic.max_nodes,
-            "maxRestarts": parallelism.elastic.max_restarts,
-            "rdzvBackend": "c10d",
-        }
     metadata = build_workload_metadata(job, decided, run)
     return {"apiVersion": names.PYTORCHJOB_API_VERSION, "kind": "PyTorchJob", "metadata": metadata, "spec": spec}

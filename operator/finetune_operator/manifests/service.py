@@ -3,12 +3,11 @@
 from finetune_api import names
 from finetune_api.spec import FineTuneJob
 from finetune_operator.manifests.metadata import Manifest, build_metadata, service_name
-from finetune_operator.plan.parallelism import choose_backend
 
 
 def build_service(job: FineTuneJob) -> Manifest | None:
     """Of jobs with several nodes; Kubeflow's controller makes its own."""
-    if job.spec.parallelism.nodes == 1 or choose_backend(job.spec) != "Job":
+    if job.spec.parallelism.nodes == 1 or job.spec.parallelism.backend != "Job":
         return None
     return {
         "apiVersion": "v1",

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from finetune_api import plan as p
-from finetune_api.compatibility import CACHED, count_local_processes, count_processes, list_node_counts
+from finetune_api.compatibility import CACHED, count_processes
 from finetune_api.methods import METHODS
 from finetune_api.objectives import OBJECTIVES
 from finetune_api.spec import FineTuneJob, FineTuneJobSpec, Generation, Gguf
@@ -246,10 +246,10 @@ def _decide_optimizer(spec: FineTuneJobSpec, parallelism: p.ParallelismPlan) -> 
 
 def _decide_batch(spec: FineTuneJobSpec, notes: Decisions) -> tuple[int, int]:
     """(rows a device takes at once, batches accumulated)."""
-    training, devices, local = spec.training, count_processes(spec), count_local_processes(spec)
+    training, devices = spec.training, count_processes(spec)
     usual = 4 if METHODS[spec.method.type].adapter or spec.objective.type == "kto" else 1
     if training.global_batch_size is not None:
-        share = math.gcd(*(training.global_batch_size // (nodes * local) for nodes in list_node_counts(spec)))
+        share = training.global_batch_size // devices
         fitting = max(size for size in range(1, usual + 1) if share % size == 0)
         batch = notes.choose(
             "training.perDeviceBatchSize",
@@ -257,8 +257,7 @@ def _decide_batch(spec: FineTuneJobSpec, notes: Decisions) -> tuple[int, int]:
             fitting,
             f"divides the {share} rows that each device gets of globalBatchSize",
         )
-        needed = training.global_batch_size // devices // batch
-        return batch, notes.choose("training.gradientAccumulation", None, needed, "what globalBatchSize needs")
+        return batch, notes.choose("training.gradientAccumulation", None, share // batch, "what globalBatchSize needs")
     batch = notes.choose(
         "training.perDeviceBatchSize",
         training.per_device_batch_size,
@@ -273,10 +272,6 @@ def _decide_batch(spec: FineTuneJobSpec, notes: Decisions) -> tuple[int, int]:
         completions = (spec.objective.generation or Generation()).completions
         whole = completions // math.gcd(completions, batch * devices)
         needed, because = math.ceil(needed / whole) * whole, f"the {completions} answers to a prompt stay in one step"
-    if spec.parallelism.elastic is not None:
-        common = math.lcm(*list_node_counts(spec))
-        whole = common // math.gcd(common, spec.parallelism.nodes)
-        needed, because = math.ceil(needed / whole) * whole, "a step has the same rows with each number of nodes"
     accumulation = notes.choose("training.gradientAccumulation", training.gradient_accumulation, needed, because)
     notes.choose(
         "training.globalBatchSize",

@@ -1,7 +1,5 @@
 """How processes share the training: the strategy, and its engine's configuration."""
 
-from typing import Literal
-
 from finetune_api import plan as p
 from finetune_api.compatibility import count_local_processes, count_processes, find_strategy
 from finetune_api.matrix import find_exclusion
@@ -13,29 +11,18 @@ from finetune_operator.plan.decisions import Decisions
 from finetune_operator.plan.engines import build_deepspeed_config, build_fsdp_config
 from finetune_operator.plan.layout import Layout
 
-Backend = Literal["Job", "PyTorchJob"]
-
 _HALVES = {"bf16": "bfloat16", "fp16": "float16"}
 
 
 def decide_parallelism(spec: FineTuneJobSpec, notes: Decisions, method: p.MethodPlan) -> p.ParallelismPlan:
     """Without the engine's configuration: memory levels may change the strategy yet."""
     fallback, reason = decide_strategy(spec, method)
-    elastic = spec.parallelism.elastic
     return p.ParallelismPlan(
         strategy=notes.choose("parallelism.strategy", spec.parallelism.strategy, fallback, reason),
         device="cuda" if spec.resources.gpu.count else "cpu",
         nodes=spec.parallelism.nodes,
         processes_per_node=notes.choose("parallelism.processes", spec.parallelism.processes, count_local_processes(spec), "one a GPU" if spec.resources.gpu.count else "one process has the whole CPU"),
-        elastic=p.ElasticPlan(**elastic.model_dump()) if elastic is not None else None,
     )  # fmt: skip
-
-
-def choose_backend(spec: FineTuneJobSpec) -> Backend:
-    """The kind of the workload."""
-    if spec.parallelism.backend is not None:
-        return spec.parallelism.backend
-    return "PyTorchJob" if spec.parallelism.elastic is not None else "Job"
 
 
 def decide_strategy(spec: FineTuneJobSpec, method: p.MethodPlan) -> tuple[StrategyType, str]:
@@ -43,8 +30,6 @@ def decide_strategy(spec: FineTuneJobSpec, method: p.MethodPlan) -> tuple[Strate
     gpu, objective, implied = spec.resources.gpu, spec.objective.type, find_strategy(spec)
     if implied is not None:
         return implied, "shares out what parallelism.offload puts elsewhere"
-    if spec.parallelism.elastic is not None:
-        return "ddp", "the one that fits any number of nodes"
     if count_processes(spec) == 1:
         return "single", "there is one process"
     if not gpu.count and find_exclusion(method.type, objective, "ddp") is None:

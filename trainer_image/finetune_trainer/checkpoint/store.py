@@ -2,12 +2,15 @@
 
 import hashlib
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from finetune_trainer.checkpoint.marker import FileRecord
 from finetune_trainer.files import sync_path
 from finetune_trainer.s3 import connect_s3, insist
+
+T = TypeVar("T")
 
 _CHUNK = 8 * 2**20
 
@@ -27,7 +30,7 @@ class Store:
         """Names of the folders directly in it."""
         from pyarrow import fs
 
-        found = insist(lambda: self._system.get_file_info(fs.FileSelector(self._root, allow_not_found=True)))
+        found = self._do(lambda: self._system.get_file_info(fs.FileSelector(self._root, allow_not_found=True)))
         return [info.base_name for info in found if info.type is fs.FileType.Directory]
 
     def read(self, path: str) -> bytes | None:
@@ -41,7 +44,7 @@ class Store:
             except FileNotFoundError:
                 return None
 
-        return insist(read)
+        return self._do(read)
 
     def write(self, path: str, content: bytes) -> None:
         """A small file, whole or not at all."""
@@ -55,7 +58,7 @@ class Store:
                 os.replace(target, self._at(path))
                 sync_path(Path(target).parent)
 
-        insist(write)
+        self._do(write)
 
     def upload(self, file: Path, path: str) -> FileRecord:
         """Put a file there, on the disk of a folder."""
@@ -68,7 +71,7 @@ class Store:
                 sync_path(Path(self._at(path)))
             return record
 
-        return insist(copy)
+        return self._do(copy)
 
     def download(self, path: str, file: Path) -> FileRecord:
         """Fetch a file."""
@@ -78,7 +81,7 @@ class Store:
             with self._system.open_input_stream(self._at(path)) as source, file.open("wb") as target:
                 return _copy(source, target, path)
 
-        return insist(copy)
+        return self._do(copy)
 
     def inspect(self, path: str) -> FileRecord:
         """Size and hash of a file, which is read whole."""
@@ -87,7 +90,7 @@ class Store:
             with self._system.open_input_stream(self._at(path)) as source:
                 return _copy(source, None, path)
 
-        return insist(read)
+        return self._do(read)
 
     def remove(self, name: str) -> None:
         """Remove a folder."""
@@ -98,7 +101,11 @@ class Store:
             except FileNotFoundError:
                 return
 
-        insist(remove)
+        self._do(remove)
+
+    def _do(self, action: Callable[[], T]) -> T:
+        # What a folder refuses it refuses again.
+        return insist(action) if self._is_remote else action()
 
     def _at(self, path: str) -> str:
         return f"{self._root}/{path}"
