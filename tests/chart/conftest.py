@@ -9,6 +9,7 @@ from tests.chart.programs import find_monitoring_crds
 from tests.chart.schemas import write_schemas
 from tests.cluster.harness.control_plane import ControlPlane
 from tests.cluster.harness.fixtures import start_control_plane
+from tests.node.harness.training_operator import find_pytorchjob_crd
 
 
 @pytest.fixture(scope="package")
@@ -20,8 +21,8 @@ def control_plane() -> Iterator[ControlPlane]:
 
 @pytest.fixture(scope="package")
 def cluster(control_plane: ControlPlane) -> ControlPlane:
-    """The control plane with the Prometheus operator's kinds."""
-    for path in find_monitoring_crds():
+    """The control plane with the kinds of the Prometheus operator and of Kubeflow's training operator."""
+    for path in (*find_monitoring_crds(), find_pytorchjob_crd()):
         control_plane.kubectl("apply", "--server-side", "--filename", str(path))
         control_plane.kubectl("wait", "--for=condition=Established", "--timeout=30s", "--filename", str(path))
     return control_plane

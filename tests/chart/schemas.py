@@ -11,6 +11,7 @@ from tests.cluster.harness.waiting import wait_until
 LOCATION = "{{.ResourceKind}}-{{.Group}}-{{.ResourceAPIVersion}}.json"
 """kubeconform's name of a file; kinds are in lower case there, and the core group is called v1."""
 
+_CUSTOM = {"apis/monitoring.coreos.com/v1", "apis/kubeflow.org/v1"}
 PREFIX = "#/components/schemas/"
 
 Schema = dict[str, Any]
@@ -19,7 +20,7 @@ Schema = dict[str, Any]
 def write_schemas(api: Api, folder: Path) -> Path:
     """One file a kind."""
     # A custom kind is published a moment after it is served.
-    paths = wait_until(lambda: _find_paths(api), "the OpenAPI documents of the Prometheus operator's kinds")
+    paths = wait_until(lambda: _find_paths(api), "the OpenAPI documents of the custom kinds")
     for path in paths:
         schemas = api.get(path)["components"].get("schemas", {})  # /version has none
         definitions = {name: _tighten(schema) for name, schema in schemas.items()}
@@ -36,7 +37,7 @@ def write_schemas(api: Api, folder: Path) -> Path:
 
 def _find_paths(api: Api) -> list[str]:
     published = api.get("/openapi/v3")["paths"]
-    return [f"/openapi/v3/{path}" for path in published] if "apis/monitoring.coreos.com/v1" in published else []
+    return [f"/openapi/v3/{path}" for path in published] if published.keys() >= _CUSTOM else []
 
 
 def _find_used(name: str, definitions: dict[str, Schema], found: set[str]) -> set[str]:

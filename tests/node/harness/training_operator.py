@@ -2,7 +2,7 @@
 
 import base64
 import functools
-import os
+import json
 import subprocess
 from pathlib import Path
 
@@ -32,16 +32,14 @@ class TrainingOperator:
     def __init__(self, node: Node) -> None:
         self._api = node.control_plane.api
         program = ensure_tools(_MODULE, {_PROGRAM: f"{_SOURCE}/cmd/{_PROGRAM}"}) / _PROGRAM
-        source = find_source()
-        crd = source / "manifests/base/crds/kubeflow.org_pytorchjobs.yaml"
-        node.control_plane.kubectl("apply", "--server-side", "--filename", str(crd))
+        node.control_plane.kubectl("apply", "--server-side", "--filename", str(find_pytorchjob_crd()))
         self._api.post("/api/v1/namespaces", {"metadata": {"name": _NAMESPACE}})
         # It makes its own certificates, keeps them in this Secret and tells its webhook to trust them.
         self._api.post(self._path("secrets"), {"metadata": {"name": f"{_NAME}-webhook-cert"}})
         self._make_service()
         self._api.post(
             "/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations",
-            _read_webhook(source / "manifests/base/webhook/manifests.yaml"),
+            _read_webhook(find_source() / "manifests/base/webhook/manifests.yaml"),
         )
         folder = node.machine.folder / "training-operator"
         (folder / "serving-certs").mkdir(parents=True)
@@ -107,11 +105,17 @@ class TrainingOperator:
 @functools.cache
 def find_source() -> Path:
     """The folder of its Go module, which has its manifests. Raises MissingProgramError."""
-    command = [find_go(), "list", "-m", "-f", "{{.Dir}}", _SOURCE]
-    done = subprocess.run(command, cwd=_MODULE, env=os.environ | {"GOFLAGS": "-mod=mod"}, capture_output=True, text=True, check=False)  # fmt: skip
-    if done.returncode or not done.stdout.strip():
-        raise MissingProgramError(f"the module {_SOURCE} can't be had: {done.stderr.strip()}")
-    return Path(done.stdout.strip())
+    # By the version and the checksum that stand in its go.mod and go.sum.
+    command = [find_go(), "mod", "download", "-json", _SOURCE]
+    done = subprocess.run(command, cwd=_MODULE, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise MissingProgramError(f"the module {_SOURCE} can't be had: {done.stdout}{done.stderr}")
+    return Path(json.loads(done.stdout)["Dir"])
+
+
+def find_pytorchjob_crd() -> Path:
+    """The definition of its kind."""
+    return find_source() / "manifests/base/crds/kubeflow.org_pytorchjobs.yaml"
 
 
 def _read_webhook(file: Path) -> Object:
