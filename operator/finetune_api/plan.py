@@ -377,4 +377,5 @@ class TrainingPlan(ApiModel):
             },
         )
         decisive["training"]["gradientAccumulation"] *= self.parallelism.world_size
+        del decisive["training"]["dataLoaderWorkers"]
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,5 +1,6 @@
 """SIGTERM and SIGINT: told to stop, and when to listen."""
 
+import os
 import signal
 import threading
 from types import FrameType
@@ -21,6 +22,13 @@ class StopRequest:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._handle)
             signal.signal(signal.SIGINT, self._handle)
+            os.register_at_fork(after_in_child=self._shield)
+
+    def _shield(self) -> None:
+        """In a data loader's worker: a signal to the whole pod mustn't take it from the step that is being finished. torch
+        puts a handler of its own into them, which blocked signals don't reach; they end with the process they serve."""
+        if self.in_training:
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.requested:
