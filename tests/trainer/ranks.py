@@ -1,5 +1,6 @@
 """Several ranks of one plan, started as torchrun would."""
 
+import random
 import socket
 from typing import Any
 
@@ -20,9 +21,15 @@ def share_out(strategy: StrategyType, processes: int = 2, **engine: Any) -> dict
 
 
 def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
+    """A port that nobody listens on, below those that the kernel hands out by itself: nobody is given it in between."""
+    while True:
+        port = random.randrange(15_000, 32_000)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
 
 
 def place_ranks(plan: TrainingPlan) -> list[dict[str, str]]:

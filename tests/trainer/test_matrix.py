@@ -3,10 +3,11 @@
 ``make test`` trains the cells that ``choose_cells`` names, ``make test-matrix`` all that are supported.
 """
 
+import hashlib
 import json
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import mean
 
@@ -21,12 +22,35 @@ from tests.trainer.matrix.plans import MIDDLE, STEPS
 from tests.trainer.matrix.runner import CellRunner, Outcome, describe
 
 ALL = os.environ.get("FINETUNE_MATRIX") == "all"
-CELLS = list_supported() if ALL else choose_cells()
-RESULT = Path(__file__).parents[2] / "benchmarks" / "results" / "matrix.json"
+ROOT = Path(__file__).parents[2]
+RESULT = ROOT / "benchmarks" / "results" / "matrix.json"
+PARTIAL = RESULT.with_suffix(".partial.jsonl")
+"""Cells that passed in a run of all that was cut off; the next one of the same sources goes on from there."""
+
+
+def hash_sources() -> str:
+    digest = hashlib.sha256()
+    for folder in ("operator/finetune_api", "operator/finetune_operator/plan", "trainer_image"):
+        for file in sorted((ROOT / folder).rglob("*.py")):
+            digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def read_passed() -> dict[str, str]:
+    """Name of the cell -> its line."""
+    if not ALL or not PARTIAL.exists():
+        return {}
+    lines = [json.loads(line) for line in PARTIAL.read_text().splitlines()]
+    return {line["name"]: line["cell"] for line in lines if line["sources"] == SOURCES}
 
 
 def name(cell: Cell) -> str:
     return f"{cell.method}-{cell.objective}-{cell.strategy}"
+
+
+SOURCES = hash_sources()
+PASSED = read_passed()
+CELLS = [cell for cell in list_supported() if name(cell) not in PASSED] if ALL else choose_cells()
 
 
 @pytest.fixture(scope="module")
@@ -45,21 +69,28 @@ def runner(
 
 
 @pytest.fixture(scope="module")
-def outcomes() -> Iterator[dict[Cell, Outcome]]:
-    """Of the cells that passed; written down when they are all there are."""
-    passed: dict[Cell, Outcome] = {}
-    yield passed
-    if ALL and len(passed) == len(CELLS):
+def passed() -> Iterator[Callable[[Cell, Outcome], None]]:
+    """Told of each cell that passed; all of them together are written down."""
+    lines = dict(PASSED)
+
+    def keep(cell: Cell, outcome: Outcome) -> None:
+        if ALL:
+            lines[name(cell)] = line = json.dumps(describe(cell, outcome))
+            with PARTIAL.open("a") as file:
+                file.write(json.dumps({"sources": SOURCES, "name": name(cell), "cell": line}) + "\n")
+
+    yield keep
+    if ALL and len(lines) == len(list_supported()):
         from finetune_trainer.report.result import read_versions
 
-        lines = [describe(cell, outcome) for cell, outcome in passed.items()]
         head = {"machine": f"{platform.machine()}, {os.cpu_count()} cores, no GPU", "versions": read_versions()}
-        body = ",\n".join(json.dumps(line) for line in lines)
+        body = ",\n".join(lines[name(cell)] for cell in list_supported())
         RESULT.write_text(f'{json.dumps(head)[:-1]}, "supported": {len(lines)}, "cells": [\n{body}\n]}}\n')
+        PARTIAL.unlink()
 
 
 @pytest.mark.parametrize("cell", CELLS, ids=name)
-def test_cell(cell: Cell, runner: CellRunner, outcomes: dict[Cell, Outcome]) -> None:
+def test_cell(cell: Cell, runner: CellRunner, passed: Callable[[Cell, Outcome], None]) -> None:
     outcome = runner.wait(cell)
     assert not any(outcome.exit_codes), outcome.log
     assert outcome.result is not None and outcome.resumed is not None
@@ -78,7 +109,7 @@ def test_cell(cell: Cell, runner: CellRunner, outcomes: dict[Cell, Outcome]) -> 
         *(["adapter"] if METHODS[cell.method].adapter else []),
         *(["merged"] if METHODS[cell.method].mergeable and not OBJECTIVES[cell.objective].classifies else []),
     ]
-    outcomes[cell] = outcome
+    passed(cell, outcome)
 
 
 def test_every_cell_is_either_supported_or_refused() -> None:
