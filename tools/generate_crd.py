@@ -23,10 +23,11 @@ COLUMNS = (
     ("Phase", "string", ".status.phase", "Where the job stands", 0),
     ("Progress", "integer", ".status.progress.percent", "Percent of the optimiser steps done", 0),
     ("Loss", "number", ".status.progress.loss", "Training loss", 0),
-    ("GPUs", "integer", ".spec.resources.gpu.count", "GPUs of the job", 0),
+    ("GPUs", "integer", ".status.plan.gpus", "GPUs of the job, all nodes together", 0),
     ("Model", "string", ".spec.model.source", "The base model", 1),
     ("Tokens/s", "integer", ".status.progress.tokensPerSecond", "Input tokens per second, all devices", 1),
     ("ETA", "integer", ".status.progress.etaSeconds", "Seconds until the last step", 1),
+    ("Market", "string", ".status.market", "Where the pods of a job with spot.enabled run", 1),
     ("Node", "string", ".status.node", "Node of the newest pod", 1),
     ("Age", "date", ".metadata.creationTimestamp", "Time since creation", 0),
 )

@@ -321,6 +321,18 @@ def test_run_starts_the_rendered_command(here: Here) -> None:
     assert built.environment["HF_HOME"] == str(here.folder / "cache/huggingface")
 
 
+def test_run_has_one_node_and_needs_a_folder_for_checkpoints_of_a_claim(here: Here) -> None:
+    with pytest.raises(CommandError, match=r"parallelism\.nodes 2: a run on this machine has one node"):
+        here.build(parallelism={"nodes": 2})
+    checkpoint = {"storage": "pvc://kept/bot", "async": True}
+    with pytest.raises(CommandError, match="pvc://kept/bot needs a folder"):
+        here.build(checkpoint=checkpoint)
+    built = here.build({"kept": here.folder / "kept"}, checkpoint=checkpoint, spot={"enabled": True})
+    assert built.plan.checkpoint.directory.startswith(f"{here.folder}/kept/bot/")
+    assert built.plan.checkpoint.staging == f"{here.folder}/run/scratch/checkpoints/{built.plan.job.run_id}"
+    assert built.remarks == ["spot is left out: this machine stays"]
+
+
 def test_run_writes_the_plan_and_the_config_map(here: Here) -> None:
     built = here.build()
     data = here.folder / "run/config-maps/faq/train.jsonl"

@@ -16,7 +16,7 @@ from finetune_api.kubernetes import parse_quantity
 from finetune_api.plan import TrainingPlan
 from finetune_api.spec import FineTuneJob
 from finetune_operator.cli.errors import CommandError
-from finetune_operator.manifests.build import build_manifests
+from finetune_operator.manifests.pod import build_container
 from finetune_operator.plan.decide import decide_plan
 from finetune_operator.plan.layout import LocalLayout, Slot, list_sources, parse_source
 from finetune_operator.settings import Settings
@@ -48,7 +48,7 @@ def build_local_run(
 
     Raises CommandError with all that is missing.
     """
-    problems = [*_find_missing_claims(job, layout), *_find_missing_config_maps(job, config_maps)]
+    problems = [*_find_other_nodes(job), *_find_missing_claims(job, layout), *_find_missing_config_maps(job, config_maps)]
     if problems:
         raise CommandError("\n".join(problems))
     files = dict(_list_config_map_files(job, layout, config_maps))
@@ -59,9 +59,7 @@ def build_local_run(
     identity = uuid.uuid5(uuid.NAMESPACE_URL, decided.plan.to_json() + _hash_data(decided.plan, files))
     job = job.model_copy(update={"metadata": job.metadata.model_copy(update={"uid": str(identity)})})
     decided = decide_plan(job, settings, layout)
-    manifests = build_manifests(job, decided, settings, layout)
-    by_kind = {each["kind"]: each for each in manifests}
-    container = by_kind["Job"]["spec"]["template"]["spec"]["containers"][0]
+    container = build_container(job, decided, settings, layout)
     plan, remarks = decided.plan, list(_list_remarks(job))
     if plan.observability.metrics_port in taken_ports:
         remarks.append(f"port {plan.observability.metrics_port} is taken here: metrics are on a free one")
@@ -81,6 +79,17 @@ def _sources(job: FineTuneJob) -> Iterator[tuple[Slot, str]]:
     yield from list_sources(job.spec)
     if job.spec.output.destination is not None:
         yield "output", job.spec.output.destination
+    storage = job.spec.checkpoint.storage
+    if storage is not None and storage.startswith("pvc://"):
+        yield "checkpoints", storage
+
+
+def _find_other_nodes(job: FineTuneJob) -> Iterator[str]:
+    if job.spec.parallelism.nodes > 1:
+        yield (
+            f"parallelism.nodes {job.spec.parallelism.nodes}: a run on this machine has one node; set it to 1, with "
+            "resources.gpu.count for the GPUs that are here"
+        )
 
 
 def _find_missing_claims(job: FineTuneJob, layout: LocalLayout) -> Iterator[str]:
@@ -217,6 +226,8 @@ def _list_remarks(job: FineTuneJob) -> Iterator[str]:
         yield "podTemplate.volumeMounts are left out: paths are this machine's own"
     if any(source.secret_ref for source in template.env_from or ()):
         yield "Secrets of podTemplate.envFrom are left out: the environment is this shell's"
+    if job.spec.spot.enabled:
+        yield "spot is left out: this machine stays"
     if job.spec.run_policy.suspend:
         yield "runPolicy.suspend is left out: the run starts at once"
 
