@@ -22,7 +22,7 @@ TIMES = 20 if SOAK else 3
 STEPS = 3000 if SOAK else 600
 ALL_KINDS: dict[str, dict[str, Object]] = {
     "sft": {"training": {"maxSteps": STEPS}},
-    "packed": {"training": {"maxSteps": STEPS // 2, "packing": "bfd", "maxLength": 96}},
+    "packed": {"training": {"maxSteps": STEPS, "packing": "bfd", "maxLength": 96}},
     "accumulated": {"training": {"maxSteps": STEPS // 2, "perDeviceBatchSize": 1, "gradientAccumulation": 4}},
     "dpo": {"training": {"maxSteps": STEPS // 2}, "objective": {"type": "dpo"}},
     "two-ranks": {"training": {"maxSteps": STEPS // 2}, "parallelism": {"processes": 2}},
@@ -49,7 +49,8 @@ def interrupt(job: SmallJob, number: int) -> None:
     seen = len(job.rows())
     wait_until(lambda: len(job.rows()) > seen, f"steps after interruption {number}", 300, describe=job.describe)
     time.sleep(random.uniform(0, 1.5))
-    (pod,) = job.running_pods()
+    # The kubelet tells a moment later that it runs.
+    (pod,) = wait_until(job.running_pods, "a running pod", describe=job.describe)
     job.evict(pod)
     wait_until(lambda: pod not in job.running_pods(), f"the end of {pod}", 150, describe=job.describe)
 
