@@ -24,7 +24,7 @@ def cluster(control_plane: ControlPlane) -> ControlPlane:
     """The control plane with the kinds of the Prometheus operator and of Kubeflow's training operator."""
     for path in (*find_monitoring_crds(), find_pytorchjob_crd()):
         control_plane.kubectl("apply", "--server-side", "--filename", str(path))
-        control_plane.kubectl("wait", "--for=condition=Established", "--timeout=30s", "--filename", str(path))
+        control_plane.kubectl("wait", "--for=condition=Established", "--timeout=90s", "--filename", str(path))
     return control_plane
 
 

@@ -20,7 +20,7 @@ Schema = dict[str, Any]
 def write_schemas(api: Api, folder: Path) -> Path:
     """One file a kind."""
     # A custom kind is published a moment after it is served.
-    paths = wait_until(lambda: _find_paths(api), "the OpenAPI documents of the custom kinds")
+    paths = wait_until(lambda: _find_paths(api), "the OpenAPI documents of the custom kinds", 120)
     for path in paths:
         schemas = api.get(path)["components"].get("schemas", {})  # /version has none
         definitions = {name: _tighten(schema) for name, schema in schemas.items()}

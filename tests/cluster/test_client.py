@@ -134,7 +134,7 @@ def test_without_the_lease_nothing_is_written(control_plane: ControlPlane, names
 
 
 def test_answers_have_types(namespace: str, cluster: Cluster) -> None:
-    assert cluster.fetch_job(namespace, "none") is None
+    assert cluster.fetch("Job", namespace, "none") is None
     assert cluster.list_pods(namespace, "none") == []
     with pytest.raises(Forbidden):
         cluster.delete("Pod", namespace, "any", "uid")
@@ -175,7 +175,7 @@ def test_requests_are_counted_and_signed(
     control_plane: ControlPlane, namespace: str, cluster: Cluster, telemetry: Telemetry
 ) -> None:
     mark = control_plane.audit.mark()
-    cluster.fetch_job(namespace, "none")
+    cluster.fetch("Job", namespace, "none")
     cluster.apply(config_map(namespace))
     user = service_account_user(namespace, ACCOUNT)
     assert [(request.verb, request.user_agent) for request in control_plane.audit.requests(mark, user=user)] == [

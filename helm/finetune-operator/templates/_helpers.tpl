@@ -98,6 +98,7 @@ matchLabels: {}
 - apiGroups: [batch]
   resources: [jobs]
   verbs: [get, list, watch, create, patch, delete]
+# The workload of jobs with parallelism.backend PyTorchJob.
 - apiGroups: [kubeflow.org]
   resources: [pytorchjobs]
   verbs: [get, create, patch, delete]
