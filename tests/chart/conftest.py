@@ -8,6 +8,7 @@ import pytest
 from tests.chart.programs import find_monitoring_crds
 from tests.chart.schemas import write_schemas
 from tests.cluster.harness.control_plane import ControlPlane
+from tests.cluster.harness.definitions import install_definition
 from tests.cluster.harness.fixtures import start_control_plane
 from tests.node.harness.training_operator import find_pytorchjob_crd
 
@@ -23,8 +24,7 @@ def control_plane() -> Iterator[ControlPlane]:
 def cluster(control_plane: ControlPlane) -> ControlPlane:
     """The control plane with the kinds of the Prometheus operator and of Kubeflow's training operator."""
     for path in (*find_monitoring_crds(), find_pytorchjob_crd()):
-        control_plane.kubectl("apply", "--server-side", "--filename", str(path))
-        control_plane.kubectl("wait", "--for=condition=Established", "--timeout=90s", "--filename", str(path))
+        install_definition(control_plane, path)
     return control_plane
 
 

@@ -7,6 +7,7 @@ import pytest
 from finetune_api import names
 from finetune_api.progress import Termination
 from tests.cluster.harness.containers import Life
+from tests.cluster.harness.definitions import install_definition
 from tests.cluster.harness.waiting import wait_until
 from tests.cluster.operator_process import FINETUNEJOBS, OperatorProcess
 from tests.node.harness.training_operator import find_pytorchjob_crd
@@ -78,9 +79,7 @@ def test_pytorchjobs_are_made_where_they_are_served(control_plane, jobs, operato
         return jobs.get("kubeflow").get("status", {}).get("message", "")
 
     wait_until(lambda: "install Kubeflow's training operator" in told(), "the mend in the status", describe=told)
-    crd = ("--filename", str(find_pytorchjob_crd()))
-    control_plane.kubectl("apply", "--server-side", *crd)
-    control_plane.kubectl("wait", "--for=condition=Established", "--timeout=30s", *crd)
+    install_definition(control_plane, find_pytorchjob_crd())
     jobs.patch_spec("kubeflow", runPolicy={"ttlAfterFinished": "1h"})  # sooner than it is looked at again
     status = jobs.wait_for("kubeflow", workload__kind="PyTorchJob", market="spot", seconds=90)
 

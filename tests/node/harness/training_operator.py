@@ -11,6 +11,7 @@ from kubernetes.client import ApiException
 
 from tests.cluster.harness.api import Object
 from tests.cluster.harness.binaries import MissingProgramError, ensure_tools, find_go
+from tests.cluster.harness.definitions import install_definition
 from tests.cluster.harness.waiting import wait_until
 from tests.node.harness.images import BASE, reference
 from tests.node.harness.machine import ADDRESS
@@ -32,7 +33,7 @@ class TrainingOperator:
     def __init__(self, node: Node) -> None:
         self._api = node.control_plane.api
         program = ensure_tools(_MODULE, {_PROGRAM: f"{_SOURCE}/cmd/{_PROGRAM}"}) / _PROGRAM
-        node.control_plane.kubectl("apply", "--server-side", "--filename", str(find_pytorchjob_crd()))
+        install_definition(node.control_plane, find_pytorchjob_crd())
         self._api.post("/api/v1/namespaces", {"metadata": {"name": _NAMESPACE}})
         # It makes its own certificates, keeps them in this Secret and tells its webhook to trust them.
         self._api.post(self._path("secrets"), {"metadata": {"name": f"{_NAME}-webhook-cert"}})
