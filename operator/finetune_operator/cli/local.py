@@ -48,7 +48,11 @@ def build_local_run(
 
     Raises CommandError with all that is missing.
     """
-    problems = [*_find_other_nodes(job), *_find_missing_claims(job, layout), *_find_missing_config_maps(job, config_maps)]
+    problems = [
+        *_find_other_nodes(job),
+        *_find_missing_claims(job, layout),
+        *_find_missing_config_maps(job, config_maps),
+    ]
     if problems:
         raise CommandError("\n".join(problems))
     files = dict(_list_config_map_files(job, layout, config_maps))
