@@ -9,7 +9,6 @@ step; and what saving in the background adds to the training's time.
 import argparse
 import json
 import os
-import platform
 import signal
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.trainer import ROWS, plan_job, run_trainer
+from benchmarks.trainer import ROWS, plan_job, run_trainer, write_command, write_results
 
 RESULT = Path(__file__).with_name("results") / "preempt.json"
 STOPPED_AT = 4
@@ -44,7 +43,7 @@ class Process:
         assert self._process.stdout is not None
         for line in self._process.stdout:
             self.lines.append(line)
-            told = json.loads(line) if line.startswith('{"') else {}
+            told = _parse(line)
             if told.get("event", "progress") == "progress" and told.get("step", 0) >= at_least:
                 return told["step"], time.monotonic()
         raise SystemExit(f"ended before step {at_least}\n{''.join(self.lines)}"[-4000:])
@@ -62,6 +61,12 @@ class Process:
         self._process.wait()
 
 
+def _parse(line: str) -> dict[str, Any]:
+    """What a line of JSON tells; nothing for another."""
+    told: dict[str, Any] = json.loads(line) if line.startswith('{"') else {}
+    return told
+
+
 @dataclass(frozen=True)
 class Interruption:
     """One SIGTERM, and the process after it."""
@@ -77,10 +82,7 @@ def interrupt(command: list[str]) -> Interruption:
     first = Process(command)
     first.wait_for_step(STOPPED_AT)
     code, seconds = first.terminate()
-    done = max(
-        (json.loads(line).get("step", 0) for line in "".join(first.lines).splitlines() if line.startswith('{"')),
-        default=0,
-    )
+    done = max(_parse(line).get("step", 0) for line in "".join(first.lines).splitlines())
     second = Process(command)
     step, when = second.wait_for_step(1)
     second.kill()
@@ -106,11 +108,8 @@ def main() -> None:
 
         def ours(name: str, **sections: Any) -> list[str]:
             folder = root / name
-            folder.mkdir()
             plan = plan_job(folder, cache, STEPS, perDeviceBatchSize=2, globalBatchSize=2, **sections)
-            file = folder / "plan.json"
-            file.write_text(plan.to_json())
-            return [sys.executable, "-m", "finetune_trainer", "--plan", str(file)]
+            return write_command(plan, folder)
 
         run_trainer(plan_job(root / "warm", cache, 1, perDeviceBatchSize=2, globalBatchSize=2), root / "warm")
         (model,) = (cache / "models").iterdir()
@@ -140,13 +139,7 @@ def main() -> None:
     }
     print(json.dumps(results, indent=2))
     if arguments.write:
-        from finetune_trainer.report.result import read_versions
-
-        head = {
-            "machine": f"{platform.machine()}, {os.cpu_count()} cores, no GPU",
-            "model": "SmolLM2-135M-Instruct, float32, LoRA, batches of 2",
-        }
-        RESULT.write_text(json.dumps(head | {"versions": read_versions(), "results": results}, indent=2) + "\n")
+        write_results(RESULT, "SmolLM2-135M-Instruct, float32, LoRA, batches of 2", results)
 
 
 def _summarise(interruptions: list[Interruption]) -> dict[str, float]:

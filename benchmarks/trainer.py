@@ -60,12 +60,16 @@ def plan_job(folder: Path, cache: Path, steps: int, checkpoint: Any = None, **tr
     return decide_plan(parse_finetunejob(job), Settings(), layout).plan
 
 
-def run_trainer(plan: TrainingPlan, folder: Path) -> Measurement:
-    """As ``finetune run`` starts it."""
+def write_command(plan: TrainingPlan, folder: Path) -> list[str]:
+    """What runs the plan, as ``finetune run`` starts it; the plan is written into ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "plan.json"
     file.write_text(plan.to_json())
-    _run([sys.executable, "-m", "finetune_trainer", "--plan", str(file)])
+    return [sys.executable, "-m", "finetune_trainer", "--plan", str(file)]
+
+
+def run_trainer(plan: TrainingPlan, folder: Path) -> Measurement:
+    _run(write_command(plan, folder))
     result = Result.model_validate_json((Path(plan.output.directory) / "result.json").read_bytes())
     assert result.loss is not None
     return Measurement(result.tokens_per_second, result.peak_host_memory_bytes, result.loss)
@@ -98,6 +102,14 @@ def compare(rounds: int, ours: Callable[[int], Measurement], theirs: Callable[[]
         "ours_loss": round(pairs[-1][0].loss, 4),
         "theirs_loss": round(pairs[-1][1].loss, 4),
     }
+
+
+def write_results(file: Path, model: str, results: dict[str, Any]) -> None:
+    """With the machine and the versions that they were measured on."""
+    from finetune_trainer.report.result import read_versions
+
+    head = {"machine": f"{platform.machine()}, {os.cpu_count()} cores, no GPU", "model": model}
+    file.write_text(json.dumps(head | {"versions": read_versions(), "results": results}, indent=2) + "\n")
 
 
 def main() -> None:
@@ -133,13 +145,7 @@ def main() -> None:
     for name, figures in results.items():
         print(name, *(f"  {key:26} {value}" for key, value in figures.items()), sep="\n")
     if arguments.write:
-        from finetune_trainer.report.result import read_versions
-
-        head = {
-            "machine": f"{platform.machine()}, {os.cpu_count()} cores, no GPU",
-            "model": "SmolLM2-135M-Instruct, float32",
-        }
-        RESULT.write_text(json.dumps(head | {"versions": read_versions(), "results": results}, indent=2) + "\n")
+        write_results(RESULT, "SmolLM2-135M-Instruct, float32", results)
 
 
 if __name__ == "__main__":

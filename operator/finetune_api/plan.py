@@ -306,6 +306,11 @@ class CheckpointPlan(ApiModel):
     resume: Literal["auto", "never"]
 
     @property
+    def is_remote(self) -> bool:
+        """Whether ``directory`` is no folder."""
+        return self.directory.startswith("s3://")
+
+    @property
     def folder(self) -> str:
         """Where on its own disks a node writes checkpoints, and what is kept beside them."""
         return self.staging or self.directory

@@ -74,7 +74,7 @@ def _follow(snapshot: Snapshot, workload: Workload, wanted: Manifest, has_failed
     ):
         return Intent(delete=({"kind": workload.kind, "metadata": {"name": workload.name, "uid": workload.uid}},))
     followed: tuple[str, ...] = FOLLOWING
-    if names.LABEL_QUEUE in wanted["metadata"]["labels"] and not _is_paused(snapshot):
+    if names.LABEL_QUEUE in wanted["metadata"]["labels"] and not snapshot.is_paused:
         # Kueue starts and stops it; only the person's own wish to stop goes before that.
         followed = FOLLOWING[1:]
     return Intent(workload_patch=_compare(select_policy(wanted), workload.policy, followed))
@@ -98,10 +98,6 @@ def _waits_needlessly(snapshot: Snapshot, workload: Workload) -> bool:
             pod.disrupted or parse_exit_code(pod.exit_code or 0).retry is Retry.FREE for pod in snapshot.current_pods
         )
     )
-
-
-def _is_paused(snapshot: Snapshot) -> bool:
-    return bool(snapshot.finetunejob["spec"].get("runPolicy", {}).get("suspend"))
 
 
 def _decide_obstacle(existing: Manifest, manifest: Manifest, uid: str) -> Obstacle | None:

@@ -1,14 +1,12 @@
 """Helm, kubeconform and promtool: built or fetched once into the cache, run as users run them."""
 
 import functools
-import json
-import os
 import re
 import subprocess
 import tempfile
 from pathlib import Path
 
-from tests.cluster.harness.binaries import MissingProgramError, ensure_packaged, ensure_tools, find_go
+from tests.cluster.harness.binaries import MissingProgramError, download_module, ensure_packaged, ensure_tools
 
 MODULE = Path(__file__).with_name("tools")
 PACKAGES = {"helm": "helm.sh/helm/v4/cmd/helm", "kubeconform": "github.com/yannh/kubeconform/cmd/kubeconform"}
@@ -40,13 +38,7 @@ def run_program(name: str, *arguments: str | Path, stdin: str | None = None, cwd
 @functools.cache
 def find_monitoring_crds() -> list[Path]:
     """CustomResourceDefinitions of the Prometheus operator that the chart's objects are of, from its Go module."""
-    command = [find_go(), "mod", "download", "-json", MONITORING]
-    # GOFLAGS, GOWORK: of no module at hand.
-    env = os.environ | {"GOFLAGS": "", "GOWORK": "off"}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=env, cwd=tempfile.gettempdir())
-    if done.returncode:
-        raise MissingProgramError(f"{MONITORING} can't be downloaded: {done.stdout}{done.stderr}")
-    module = json.loads(done.stdout)
+    module = download_module(MONITORING, Path(tempfile.gettempdir()))
     if module["Sum"] != MONITORING_SUM:
         raise MissingProgramError(f"{MONITORING} has the checksum {module['Sum']} instead of {MONITORING_SUM}")
     folder = Path(module["Dir"], "example", "prometheus-operator-crd")

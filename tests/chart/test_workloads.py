@@ -5,21 +5,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from finetune_operator.manifests.build import build_manifests
-from finetune_operator.manifests.metadata import Manifest
-from finetune_operator.plan.decide import decide_plan
-from finetune_operator.plan.layout import ContainerLayout
-from finetune_operator.settings import Settings
-from finetune_operator.spec.parse import parse_finetunejob
 from tests.chart.test_render import check
 from tests.cluster.harness.control_plane import ControlPlane
-from tests.golden.test_golden import JOBS
-
-
-def build(path: Path) -> list[Manifest]:
-    job = parse_finetunejob(yaml.safe_load(path.read_text()))
-    layout, settings = ContainerLayout(), Settings()
-    return build_manifests(job, decide_plan(job, settings, layout), settings, layout)
+from tests.golden.test_golden import JOBS, build
 
 
 @pytest.mark.parametrize("path", JOBS, ids=lambda path: path.stem)

@@ -1,3 +1,3 @@
-from tests.cluster.job_fixtures import jobs, kubeconfig
+from tests.cluster.job_fixtures import jobs, kubeconfig, operator
 
-__all__ = ["jobs", "kubeconfig"]
+__all__ = ["jobs", "kubeconfig", "operator"]

@@ -1,25 +1,15 @@
 """Jobs of several pods, on spot nodes, and by Kubeflow's kind, on the real API server with scripted pods."""
 
-from pathlib import Path
-
-import pytest
-
 from finetune_api import names
 from finetune_api.progress import Termination
 from tests.cluster.harness.containers import Life
 from tests.cluster.harness.definitions import install_definition
 from tests.cluster.harness.waiting import wait_until
-from tests.cluster.operator_process import FINETUNEJOBS, OperatorProcess
+from tests.cluster.operator_process import FINETUNEJOBS
 from tests.node.harness.training_operator import find_pytorchjob_crd
 
 SPOT = {"enabled": True, "provider": "gke"}
 PYTORCHJOBS = f"/apis/{names.PYTORCHJOB_API_VERSION}"
-
-
-@pytest.fixture
-def operator(kubeconfig: Path, namespace: str, tmp_path: Path):
-    with OperatorProcess(kubeconfig, namespace, tmp_path) as process:
-        yield process
 
 
 def index(pod) -> int:

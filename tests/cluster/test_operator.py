@@ -16,12 +16,6 @@ from tests.cluster.harness.waiting import wait_until
 from tests.cluster.operator_process import USER, OperatorProcess
 
 
-@pytest.fixture
-def operator(kubeconfig: Path, namespace: str, tmp_path: Path):
-    with OperatorProcess(kubeconfig, namespace, tmp_path) as process:
-        yield process
-
-
 def words(reason: str, message: str, **fields) -> str:
     return Termination(reason=reason, message=message, **fields).model_dump_json(by_alias=True)
 

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from finetune_operator.manifests.build import build_manifests
+from finetune_operator.manifests.metadata import Manifest
 from finetune_operator.plan.decide import decide_plan
 from finetune_operator.plan.layout import ContainerLayout
 from finetune_operator.settings import Settings
@@ -17,10 +18,15 @@ HERE = Path(__file__).parent
 JOBS = sorted((HERE / "jobs").glob("*.yaml"))
 
 
-def render(path: Path) -> str:
+def build(path: Path) -> list[Manifest]:
+    """The objects of a job's file."""
     job = parse_finetunejob(yaml.safe_load(path.read_text()))
     layout, settings = ContainerLayout(), Settings()
-    manifests = build_manifests(job, decide_plan(job, settings, layout), settings, layout)
+    return build_manifests(job, decide_plan(job, settings, layout), settings, layout)
+
+
+def render(path: Path) -> str:
+    manifests = build(path)
     for manifest in manifests:
         if "data" in manifest:  # readable, instead of one long string
             manifest["data"] = {key: json.loads(text) for key, text in manifest["data"].items()}

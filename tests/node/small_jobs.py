@@ -10,11 +10,14 @@ import yaml
 from kubernetes.client import ApiException
 
 from finetune_api import names
+from tests.chart.release import Release
 from tests.cluster.harness.api import Object
 from tests.cluster.harness.control_plane import ControlPlane
 from tests.cluster.harness.waiting import wait_until
 from tests.node.harness.node import NAME
 from tests.node.training import Training
+from tests.tiny_model import build_tiny_model
+from tests.trainer.plans import build_conversations
 
 MODEL_CLAIM, DATA, PROBE = "tiny-model", "small-data", "rows-probe"
 ROWS = 96
@@ -23,17 +26,7 @@ _USER = 1000
 """Of the trainer's pods."""
 
 
-def write_conversations(count: int = ROWS) -> str:
-    """One-turn conversations of differing length, JSON lines."""
-    rows = []
-    for number in range(count):
-        question = f"What is {number} plus {number}?" + " Please explain." * (number % 3)
-        answer = f"It is {2 * number}" + ", as anybody can count" * (number % 4) + "."
-        rows.append({"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]})
-    return "".join(json.dumps(row) + "\n" for row in rows)
-
-
-def write_preferences(count: int = ROWS) -> str:
+def build_preferences(count: int) -> str:
     """Prompts with a right and a wrong answer, JSON lines."""
     rows = []
     for number in range(count):
@@ -47,6 +40,13 @@ def write_preferences(count: int = ROWS) -> str:
             }
         )
     return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def prepare_place(release: Release, control_plane: ControlPlane, namespace: str, folder: Path) -> None:
+    """Model and data in a namespace that the installed operator watches; ``folder`` is for the model."""
+    build_tiny_model(folder)
+    provide_inputs(control_plane, namespace, folder)
+    release.install("--set", "settings.progressInterval=2s", "--wait", "--timeout", "3m")
 
 
 def provide_inputs(control_plane: ControlPlane, namespace: str, model: Path) -> None:
@@ -66,7 +66,7 @@ def provide_inputs(control_plane: ControlPlane, namespace: str, model: Path) -> 
     shutil.copytree(model, folder, dirs_exist_ok=True)
     for each in (folder, *folder.rglob("*")):
         os.chown(each, _USER, _USER)
-    data = {"sft.jsonl": write_conversations(), "dpo.jsonl": write_preferences()}
+    data = {"sft.jsonl": build_conversations(ROWS), "dpo.jsonl": build_preferences(ROWS)}
     api.post(f"{path}/configmaps", {"metadata": {"name": DATA}, "data": data})
     probe = {_PROBE_FILE.name: _PROBE_FILE.read_text()}
     api.post(f"{path}/configmaps", {"metadata": {"name": PROBE}, "data": probe})

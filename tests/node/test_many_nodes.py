@@ -16,8 +16,7 @@ from tests.cluster.harness.waiting import wait_until
 from tests.node.harness.machine import CGROUP
 from tests.node.harness.node import Node
 from tests.node.harness.training_operator import TrainingOperator
-from tests.node.small_jobs import SmallJob, provide_inputs
-from tests.tiny_model import build_tiny_model
+from tests.node.small_jobs import SmallJob, prepare_place
 
 STEPS, INTERVAL = 200, 20
 BACKENDS = ("Job", "PyTorchJob")
@@ -27,10 +26,7 @@ BACKENDS = ("Job", "PyTorchJob")
 def place(release: Release, restricted_namespace: str, node: Node, tmp_path_factory: pytest.TempPathFactory) -> str:
     """A namespace with model and data, on a cluster with both operators."""
     TrainingOperator(node)
-    model = tmp_path_factory.mktemp("model")
-    build_tiny_model(model)
-    provide_inputs(node.control_plane, restricted_namespace, model)
-    release.install("--set", "settings.progressInterval=2s", "--wait", "--timeout", "3m")
+    prepare_place(release, node.control_plane, restricted_namespace, tmp_path_factory.mktemp("model"))
     return restricted_namespace
 
 

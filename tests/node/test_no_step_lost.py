@@ -14,8 +14,7 @@ from tests.chart.release import Release
 from tests.cluster.harness.api import Object
 from tests.cluster.harness.waiting import wait_until
 from tests.node.harness.node import Node
-from tests.node.small_jobs import SmallJob, provide_inputs
-from tests.tiny_model import build_tiny_model
+from tests.node.small_jobs import SmallJob, prepare_place
 
 SOAK = bool(os.environ.get("FINETUNE_SOAK"))
 TIMES = 20 if SOAK else 3
@@ -37,10 +36,7 @@ KINDS = ALL_KINDS if SOAK else {kind: ALL_KINDS[kind] for kind in ("packed", "dp
 @pytest.fixture(scope="module")
 def place(release: Release, restricted_namespace: str, node: Node, tmp_path_factory: pytest.TempPathFactory) -> str:
     """A namespace with model and data, watched by the installed operator."""
-    model = tmp_path_factory.mktemp("model")
-    build_tiny_model(model)
-    provide_inputs(node.control_plane, restricted_namespace, model)
-    release.install("--set", "settings.progressInterval=2s", "--wait", "--timeout", "3m")
+    prepare_place(release, node.control_plane, restricted_namespace, tmp_path_factory.mktemp("model"))
     return restricted_namespace
 
 

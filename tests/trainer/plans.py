@@ -13,14 +13,19 @@ def file_source(path: Path) -> ResolvedSource:
 
 
 def write_conversations(path: Path, count: int = 15) -> Path:
-    """``count`` one-turn conversations of differing length, in the messages format."""
+    """A file of ``build_conversations``."""
+    path.write_text(build_conversations(count))
+    return path
+
+
+def build_conversations(count: int) -> str:
+    """``count`` one-turn conversations of differing length, in the messages format: JSON lines."""
     rows = []
     for number in range(count):
         question = f"What is {number} plus {number}?" + " Please explain." * (number % 3)
         answer = f"It is {2 * number}" + ", as anybody can count" * (number % 4) + "."
         rows.append({"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]})
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
+    return "".join(json.dumps(row) + "\n" for row in rows)
 
 
 def make_plan(root: Path, model_folder: Path, data_file: Path, **changes: Any) -> TrainingPlan:

@@ -1,7 +1,11 @@
 """Several ranks of one plan, started as torchrun would."""
 
+import os
 import random
 import socket
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 from finetune_api.plan import TrainingPlan
@@ -30,6 +34,18 @@ def free_port() -> int:
             except OSError:
                 continue
             return port
+
+
+def begin_launcher(plan: TrainingPlan, folder: Path, **node: str) -> "subprocess.Popen[bytes]":
+    """The trainer's own command, as a pod runs it; ``folder`` gets ``stderr`` and ``termination``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    plan_file = folder / "plan.json"
+    plan_file.write_text(plan.to_json())
+    environment = {**os.environ, **node, "FINETUNE_TERMINATION_LOG": str(folder / "termination")}
+    with (folder / "stderr").open("wb") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "finetune_trainer", "--plan", str(plan_file)], env=environment, stderr=log
+        )
 
 
 def place_ranks(plan: TrainingPlan) -> list[dict[str, str]]:

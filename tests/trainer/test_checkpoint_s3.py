@@ -15,7 +15,7 @@ import pytest
 from finetune_api.exit_codes import ExitCode
 from finetune_api.plan import TrainingPlan
 from finetune_trainer.s3 import connect_s3
-from tests.trainer.conftest import Start, TrainerProcess, adapter_bytes
+from tests.trainer.conftest import Start, TrainerProcess, adapter_bytes, list_complete
 from tests.trainer.s3_server import BUCKET, S3Server
 
 SOAK = bool(os.environ.get("FINETUNE_SOAK"))
@@ -56,10 +56,7 @@ def forget_machine(plan: TrainingPlan) -> None:
 
 
 def kept(server: S3Server) -> list[int]:
-    folders = (server.folder / "runs" / "run-1").glob("checkpoint-*")
-    return sorted(
-        int(folder.name.split("-")[1]) for folder in folders if (folder / "finetune-checkpoint.json").exists()
-    )
+    return list_complete(server.folder / "runs" / "run-1")
 
 
 def begin(start: Start, plan: TrainingPlan, server: S3Server, **faults: Any) -> TrainerProcess:

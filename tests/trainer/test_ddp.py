@@ -1,10 +1,7 @@
 """Two ranks of DDP on the CPU, started by the trainer's own launcher: on one node, and one on each of two."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,21 +12,10 @@ from finetune_api.exit_codes import ExitCode
 from finetune_api.plan import TrainingPlan
 from finetune_trainer.errors import InvalidInputError
 from tests.trainer.conftest import Start, adapter_bytes, clear
-from tests.trainer.ranks import free_port, run_ranks
+from tests.trainer.ranks import begin_launcher, free_port, run_ranks
 from tests.trainer.running import losses, run
 
 TWO_RANKS = {"strategy": "ddp", "processes_per_node": 2}
-
-
-def _begin(plan: TrainingPlan, folder: Path, **node: str) -> "subprocess.Popen[bytes]":
-    folder.mkdir(exist_ok=True)
-    plan_file = folder / "plan.json"
-    plan_file.write_text(plan.to_json())
-    environment = {**os.environ, **node, "FINETUNE_TERMINATION_LOG": str(folder / "termination")}
-    with (folder / "stderr").open("wb") as log:
-        return subprocess.Popen(
-            [sys.executable, "-m", "finetune_trainer", "--plan", str(plan_file)], env=environment, stderr=log
-        )
 
 
 def _termination(folder: Path) -> dict[str, object]:
@@ -52,7 +38,7 @@ def test_two_nodes_equal_one_at_double_batch_and_resume_after_sigterm(
 
     # As Kubeflow starts a PyTorchJob's pods.
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
-    nodes = [_begin(two, tmp_path / f"node-{number}", **shared, RANK=str(number)) for number in range(2)]
+    nodes = [begin_launcher(two, tmp_path / f"node-{number}", **shared, RANK=str(number)) for number in range(2)]
     log = tmp_path / "node-0" / "stderr"
     deadline = time.monotonic() + 240
     while '"step": 3' not in log.read_text() and time.monotonic() < deadline:
@@ -78,7 +64,7 @@ def test_the_failing_ranks_exit_code_and_message_come_through(
 ) -> None:
     plan = make(parallelism=TWO_RANKS, dataset={"format": "alpaca"})
     clear(plan)
-    assert _begin(plan, tmp_path).wait(240) == ExitCode.INVALID
+    assert begin_launcher(plan, tmp_path).wait(240) == ExitCode.INVALID
     termination = _termination(tmp_path)
     assert termination["reason"] == "InvalidPlanOrData"
     assert "alpaca needs instruction, output" in str(termination["message"])
@@ -94,6 +80,6 @@ def test_a_node_that_is_not_told_its_place_is_named_what_is_missing(
     make: Callable[..., TrainingPlan], tmp_path: Path
 ) -> None:
     plan = make(parallelism={"strategy": "ddp", "nodes": 2, "processes_per_node": 1})
-    assert _begin(plan, tmp_path, MASTER_ADDR="127.0.0.1").wait(240) == ExitCode.INVALID
+    assert begin_launcher(plan, tmp_path, MASTER_ADDR="127.0.0.1").wait(240) == ExitCode.INVALID
     message = str(_termination(tmp_path)["message"])
     assert "parallelism.nodes is 2, and the environment lacks MASTER_PORT, PET_NODE_RANK or RANK" in message

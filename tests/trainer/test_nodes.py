@@ -1,9 +1,7 @@
 """Two nodes on one machine: a launcher each, as two pods have."""
 
-import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,29 +12,20 @@ from finetune_api.exit_codes import ExitCode
 from finetune_api.plan import TrainingPlan
 from finetune_trainer.errors import is_peer_lost
 from tests.trainer.conftest import adapter_bytes, clear
-from tests.trainer.ranks import free_port
+from tests.trainer.ranks import begin_launcher, free_port
 
 TWO_NODES = {"strategy": "ddp", "nodes": 2, "processes_per_node": 1}
 
 
 def begin(plan: TrainingPlan, folder: Path) -> list[subprocess.Popen[bytes]]:
     """Both launchers, as the pods of an indexed Job start them."""
-    folder.mkdir(parents=True)
-    plan_file = folder / "plan.json"
-    plan_file.write_text(plan.to_json())
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    nodes = []
-    for index in range(2):
-        own = {"JOB_COMPLETION_INDEX": str(index), "FINETUNE_TERMINATION_LOG": str(folder / f"termination-{index}")}
-        with (folder / f"log-{index}").open("wb") as log:
-            command = [sys.executable, "-m", "finetune_trainer", "--plan", str(plan_file)]
-            nodes.append(subprocess.Popen(command, env=os.environ | shared | own, stdout=log, stderr=log))
-    return nodes
+    return [begin_launcher(plan, folder / str(i), **shared, JOB_COMPLETION_INDEX=str(i)) for i in range(2)]
 
 
 def wait_for_step(folder: Path, step: int, nodes: list[subprocess.Popen[bytes]]) -> None:
     deadline = time.monotonic() + 240
-    while f'"step": {step},' not in (log := (folder / "log-0").read_text()):
+    while f'"step": {step},' not in (log := (folder / "0/stderr").read_text()):
         assert time.monotonic() < deadline and nodes[0].poll() is None, log[-3000:]
         time.sleep(0.02)
 
@@ -52,7 +41,7 @@ def test_a_node_that_loses_the_other_is_free_to_come_back(make: Callable[..., Tr
     sections = {"parallelism": TWO_NODES, "training": {"per_device_batch_size": 1, "epochs": 20.0}}
     plan = make(**sections, checkpoint={"every_steps": 5})
     nodes = begin(plan, tmp_path / "whole")
-    assert [node.wait(300) for node in nodes] == [0, 0], (tmp_path / "whole" / "log-0").read_text()[-3000:]
+    assert [node.wait(300) for node in nodes] == [0, 0], (tmp_path / "whole" / "0/stderr").read_text()[-3000:]
     expected = adapter_bytes(plan)
 
     for lost in range(2):
@@ -63,11 +52,11 @@ def test_a_node_that_loses_the_other_is_free_to_come_back(make: Callable[..., Tr
         kill_node(nodes[lost])
         assert nodes[1 - lost].wait(60) == ExitCode.PEER_LOST
         assert nodes[lost].wait(60) == -signal.SIGKILL
-        assert '"reason":"PeerLost"' in (folder / f"termination-{1 - lost}").read_text()
+        assert '"reason":"PeerLost"' in (folder / f"{1 - lost}/termination").read_text()
         again = tmp_path / f"again-{lost}"
         nodes = begin(plan, again)
-        assert [node.wait(300) for node in nodes] == [0, 0], (again / "log-0").read_text()[-3000:]
-        assert '"event": "resumed"' in (again / "log-0").read_text()
+        assert [node.wait(300) for node in nodes] == [0, 0], (again / "0/stderr").read_text()[-3000:]
+        assert '"event": "resumed"' in (again / "0/stderr").read_text()
         assert adapter_bytes(plan) == expected
 
 

@@ -2,19 +2,18 @@
 
 import json
 import shutil
-import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from finetune_api.exit_codes import ExitCode
 from finetune_api.packing import SEPARATING_ATTENTION
 from finetune_api.plan import TrainingPlan
 from finetune_trainer.errors import InvalidInputError
 from tests.trainer.conftest import Start, adapter_bytes, clear
 from tests.trainer.plans import file_source, write_conversations
+from tests.trainer.ranks import run_ranks
 from tests.trainer.running import Recorder, losses, run
 
 ONE_STEP = {"max_steps": 1, "epochs": None, "per_device_batch_size": 12, "gradient_accumulation": 1}
@@ -180,12 +179,7 @@ def test_two_ranks_share_packed_rows_and_find_their_batch(make: Callable[..., Tr
         parallelism={"strategy": "ddp", "processes_per_node": 2},
         **ALONE,
     )
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    ranks = [start(two, environment={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(2)]
-    assert [rank.wait() for rank in ranks] == [ExitCode.OK, ExitCode.OK], ranks[0].log.read_text()[-3000:]
+    ranks = run_ranks(start, two)
     assert [event["message"] for event in ranks[0].events("batch")] == [
         "a batch of 1 fits the memory, accumulated 1 times"
     ]

@@ -9,7 +9,7 @@ import pytest
 
 from finetune_api.exit_codes import ExitCode
 from finetune_api.plan import TrainingPlan
-from tests.trainer.conftest import Start, adapter_bytes, clear
+from tests.trainer.conftest import Start, adapter_bytes, clear, list_complete
 
 STEPS = 9
 
@@ -184,8 +184,7 @@ def test_checkpoints_by_the_minute_and_in_the_background(
     }
     plan = make(checkpoint=checkpoint)
     assert start(plan, kill_after_step=6).wait() == -signal.SIGKILL
-    markers = Path(plan.checkpoint.directory).glob("checkpoint-*/finetune-checkpoint.json")
-    newest = max(int(marker.parent.name.split("-")[1]) for marker in markers)
+    newest = list_complete(Path(plan.checkpoint.directory))[-1]
     trainer = start(plan)
     assert trainer.wait() == ExitCode.OK, trainer.log.read_text()
     assert trainer.events("resumed")[0]["step"] == newest

@@ -6,8 +6,6 @@ FINETUNE_SOAK=1: fifty times instead of three.
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,16 +16,15 @@ import pytest
 
 from finetune_api.exit_codes import ExitCode
 from finetune_api.plan import TrainingPlan
-from tests.trainer.conftest import Start, adapter_bytes, clear
-from tests.trainer.ranks import run_ranks, share_out, start_ranks
+from tests.trainer.conftest import Start, adapter_bytes, clear, list_complete
+from tests.trainer.ranks import begin_launcher, run_ranks, share_out, start_ranks
 
 TIMES = 50 if os.environ.get("FINETUNE_SOAK") else 3
 LONG: dict[str, Any] = {"training": {"per_device_batch_size": 1, "epochs": 30.0}, "checkpoint": {"every_steps": None}}
 
 
 def newest(plan: TrainingPlan) -> int:
-    markers = Path(plan.checkpoint.directory).glob("checkpoint-*/finetune-checkpoint.json")
-    return max((int(marker.parent.name.split("-")[1]) for marker in markers), default=0)
+    return max(list_complete(Path(plan.checkpoint.directory)), default=0)
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "zero2"])
@@ -61,11 +58,8 @@ def test_data_loader_workers_live_until_the_save(
     expected = adapter_bytes(plan)
     clear(plan)
     # A process of its own: those of the fork server would start their workers by importing everything again.
-    plan_file, log = tmp_path / "plan.json", tmp_path / "log"
-    plan_file.write_text(make(training=training, checkpoint={"every_steps": None}).to_json())
-    command = [sys.executable, "-m", "finetune_trainer", "--plan", str(plan_file)]
-    with log.open("wb") as output:
-        trainer = subprocess.Popen(command, stdout=output, stderr=output)
+    trainer = begin_launcher(make(training=training, checkpoint={"every_steps": None}), tmp_path / "workers")
+    log = tmp_path / "workers" / "stderr"
     deadline = time.monotonic() + 200
     while '"step": 1,' not in log.read_text():
         assert trainer.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]

@@ -83,9 +83,8 @@ def _sources(job: FineTuneJob) -> Iterator[tuple[Slot, str]]:
     yield from list_sources(job.spec)
     if job.spec.output.destination is not None:
         yield "output", job.spec.output.destination
-    storage = job.spec.checkpoint.storage
-    if storage is not None and storage.startswith("pvc://"):
-        yield "checkpoints", storage
+    if job.spec.checkpoint.storage is not None:
+        yield "checkpoints", job.spec.checkpoint.storage
 
 
 def _find_other_nodes(job: FineTuneJob) -> Iterator[str]:

@@ -51,26 +51,25 @@ def _source(slot: Slot, uri: str, layout: Layout) -> tuple[Manifest, Manifest] |
 def _output(job: FineTuneJob, layout: Layout) -> tuple[Manifest, Manifest] | None:
     destination = job.spec.output.destination
     if destination is None:
-        claim, path = output_claim_name(job), layout.output
-    else:
-        source = parse_source(destination)
-        if source.scheme == "file":
-            return None
-        claim, path = source.name, layout.claim("output", source.name)
-    return (
-        {"name": "output", "persistentVolumeClaim": {"claimName": claim}},
-        {"name": "output", "mountPath": path},
-    )
+        return _written("output", output_claim_name(job), layout.output)
+    return _named("output", destination, layout)
 
 
 def _checkpoints(job: FineTuneJob, layout: Layout) -> tuple[Manifest, Manifest] | None:
     storage = job.spec.checkpoint.storage
-    if storage is None or not storage.startswith("pvc://"):
-        return None
-    claim = parse_source(storage).name
+    return None if storage is None else _named("checkpoints", storage, layout)
+
+
+def _named(slot: Slot, uri: str, layout: Layout) -> tuple[Manifest, Manifest] | None:
+    """Of what the trainer writes, where that is a claim that the job names."""
+    source = parse_source(uri)
+    return _written(slot, source.name, layout.claim(slot, source.name)) if source.scheme == "pvc" else None
+
+
+def _written(slot: Slot, claim: str, path: str) -> tuple[Manifest, Manifest]:
     return (
-        {"name": "checkpoints", "persistentVolumeClaim": {"claimName": claim}},
-        {"name": "checkpoints", "mountPath": layout.claim("checkpoints", claim)},
+        {"name": slot, "persistentVolumeClaim": {"claimName": claim}},
+        {"name": slot, "mountPath": path},
     )
 
 

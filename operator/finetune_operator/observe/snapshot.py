@@ -120,6 +120,11 @@ class Snapshot:
         return uid
 
     @property
+    def is_paused(self) -> bool:
+        """Whether the person wants it suspended."""
+        return bool(self.finetunejob["spec"].get("runPolicy", {}).get("suspend"))
+
+    @property
     def own_workload(self) -> Workload | None:
         """The workload, unless it is somebody else's of the same name."""
         return self.workload if self.workload is not None and self.workload.owner_uid == self.uid else None

@@ -24,9 +24,9 @@ PHASE_OF_STAGE = {
 }
 RUNNING_PHASES = frozenset({*PHASE_OF_STAGE.values(), Phase.RESUMING})
 IMAGE_REASONS = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"})
+CONFIG_REASONS = frozenset({"CreateContainerConfigError", "CreateContainerError"})
 # The end of a pod is known before what its workload makes of it.
 LOOK_AGAIN_SECONDS = 5.0
-CONFIG_REASONS = frozenset({"CreateContainerConfigError", "CreateContainerError"})
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,11 @@ def _decide_end(snapshot: Snapshot) -> Stage | None:
     words = describe_exit(culprit)
     if workload.reason == "PodFailurePolicy":
         return Stage(Phase.FAILED, parse_exit_code(culprit.exit_code).reason, words)
+    return _fail_too_often(words)
+
+
+def _fail_too_often(words: str) -> Stage:
+    """``words``: what ended the last pod."""
     return Stage(Phase.FAILED, Reason.BACKOFF_LIMIT_EXCEEDED, f"Failed more often than runPolicy.backoffLimit allows; the last time: {words}")  # fmt: skip
 
 
@@ -105,13 +110,12 @@ def decide_failure(snapshot: Snapshot) -> Stage | None:
         if pod.last_exit_code and meaning.retry is Retry.NEVER:
             return Stage(Phase.FAILED, meaning.reason, describe_exit(pod))
     if counts.restarts > spec.get("runPolicy", {}).get("backoffLimit", RunPolicy().backoff_limit):
-        words = describe_exit(snapshot.telling_pod) if snapshot.telling_pod is not None else ""
-        return Stage(Phase.FAILED, Reason.BACKOFF_LIMIT_EXCEEDED, f"Failed more often than runPolicy.backoffLimit allows; the last time: {words}")  # fmt: skip
+        return _fail_too_often(describe_exit(snapshot.telling_pod) if snapshot.telling_pod is not None else "")
     return None
 
 
 def _decide_suspended(snapshot: Snapshot) -> Stage | None:
-    if not snapshot.finetunejob["spec"].get("runPolicy", {}).get("suspend"):
+    if not snapshot.is_paused:
         return None
     return Stage(Phase.SUSPENDED, Reason.SUSPENDED, "Suspended; set runPolicy.suspend to false to go on from the last checkpoint.")  # fmt: skip
 
@@ -163,20 +167,13 @@ def _decide_between_pods(snapshot: Snapshot, pod: Pod) -> Stage:
         for p in snapshot.pods
         if p.exit_code and not p.disrupted and parse_exit_code(p.exit_code).retry is Retry.COUNTED
     ]
+    which = f"node {pod.index}: " if len(snapshot.current_pods) > 1 else ""
+    told = f"Starts again after: {which}{describe_exit(pod)}"
     if retry is Retry.FREE or pod.disrupted:
-        return Stage(
-            Phase.PREEMPTED, Reason.PREEMPTED, f"Starts again after: {_name(snapshot, pod)}{describe_exit(pod)}"
-        )
+        return Stage(Phase.PREEMPTED, Reason.PREEMPTED, told)
     if retry is Retry.COUNTED and (workload.failed >= len(counted) or workload.kind == "PyTorchJob"):
-        return Stage(
-            Phase.PENDING, Reason.RESTARTING, f"Starts again after: {_name(snapshot, pod)}{describe_exit(pod)}"
-        )
+        return Stage(Phase.PENDING, Reason.RESTARTING, told)
     return replace(_decide_training(snapshot), look_again_seconds=LOOK_AGAIN_SECONDS)
-
-
-def _name(snapshot: Snapshot, pod: Pod) -> str:
-    """Which of several nodes it was."""
-    return f"node {pod.index}: " if len(snapshot.current_pods) > 1 else ""
 
 
 def _was_interrupted(snapshot: Snapshot) -> bool:

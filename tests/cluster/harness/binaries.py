@@ -7,6 +7,7 @@ A person who has them already sets KUBEBUILDER_ASSETS to the folder that holds a
 
 import fcntl
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -135,6 +136,22 @@ def find_go() -> str:
             _run("go", command, "install Go 1.21 or newer and put it on PATH")
             Path(work, "new").rename(folder)
     return str(folder / "go/bin/go")
+
+
+def download_module(name: str, folder: Path) -> dict[str, str]:
+    """What Go tells of a module that it has downloaded, such as Dir and Sum.
+
+    :param name: ``path@version``; or a path, in the version and with the checksum of go.mod and go.sum in ``folder``.
+    :raises MissingProgramError: it can't be had.
+    """
+    # GOFLAGS, GOWORK: of no module at hand.
+    env = os.environ | {"GOFLAGS": "", "GOWORK": "off"}
+    command = [find_go(), "mod", "download", "-json", name]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=env, cwd=folder)
+    if done.returncode:
+        raise MissingProgramError(f"{name} can't be downloaded: {done.stdout}{done.stderr}")
+    told: dict[str, str] = json.loads(done.stdout)
+    return told
 
 
 def _find_packaged(program: str, package: str, work: Path) -> Path:

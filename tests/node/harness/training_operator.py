@@ -2,15 +2,13 @@
 
 import base64
 import functools
-import json
-import subprocess
 from pathlib import Path
 
 import yaml
 from kubernetes.client import ApiException
 
 from tests.cluster.harness.api import Object
-from tests.cluster.harness.binaries import MissingProgramError, ensure_tools, find_go
+from tests.cluster.harness.binaries import download_module, ensure_tools
 from tests.cluster.harness.definitions import install_definition
 from tests.cluster.harness.waiting import wait_until
 from tests.node.harness.images import BASE, reference
@@ -106,12 +104,7 @@ class TrainingOperator:
 @functools.cache
 def find_source() -> Path:
     """The folder of its Go module, which has its manifests. Raises MissingProgramError."""
-    # By the version and the checksum that stand in its go.mod and go.sum.
-    command = [find_go(), "mod", "download", "-json", _SOURCE]
-    done = subprocess.run(command, cwd=_MODULE, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise MissingProgramError(f"the module {_SOURCE} can't be had: {done.stdout}{done.stderr}")
-    return Path(json.loads(done.stdout)["Dir"])
+    return Path(download_module(_SOURCE, _MODULE)["Dir"])
 
 
 def find_pytorchjob_crd() -> Path:

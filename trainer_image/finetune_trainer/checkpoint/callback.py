@@ -104,8 +104,7 @@ class CheckpointCallback(TrainerCallback):  # type: ignore[misc]
         self._keeper.keep(self._describe(state), best, at_once=self._stopping)
         self._saved_step = state.global_step
         self._saved_at = time.monotonic()
-        if self._ranks.any(self._keeper.problem is not None):
-            self._give_up()
+        self._require_kept()
         if self._stopping:
             raise PreemptedError(
                 f"told to stop; a complete checkpoint of step {state.global_step} of {state.max_steps} was written"
@@ -115,8 +114,7 @@ class CheckpointCallback(TrainerCallback):  # type: ignore[misc]
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self._keeper.wait()
-        if self._ranks.any(self._keeper.problem is not None):
-            self._give_up()
+        self._require_kept()
 
     def _is_due(self, state: TrainerState) -> bool:
         checkpoint = self._plan.checkpoint
@@ -136,6 +134,10 @@ class CheckpointCallback(TrainerCallback):  # type: ignore[misc]
         # What an earlier run left there has to be gone before a rank writes.
         self._keeper.clear(state.global_step)
         self._ranks.barrier()
+
+    def _require_kept(self) -> None:
+        if self._ranks.any(self._keeper.problem is not None):
+            self._give_up()
 
     def _give_up(self) -> None:
         """Raises: CheckpointLostError on every rank; training on would be without a net."""

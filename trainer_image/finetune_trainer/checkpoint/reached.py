@@ -17,7 +17,8 @@ def count_lost_steps(plan: TrainingPlan, resume: ResumePoint | None) -> int:
     path = Path(plan.checkpoint.directory) / _NAME
     step = resume.marker.step if resume else 0
     lost = resume.marker.lost_steps if resume else 0
-    if not path.exists():  # in S3 it isn't kept: each step's end would be a request
+    # In S3 it isn't kept: each step's end would be a request.
+    if plan.checkpoint.is_remote or not path.exists():
         return lost
     reached = json.loads(path.read_text())
     if reached["runId"] != plan.job.run_id:
