@@ -56,6 +56,8 @@ COMPANIONS: tuple[Object, ...] = (
     {"model": {"cache": {"size": "10Gi"}}},
     {"parallelism": {"nodes": 2}},
     {"parallelism": {"nodes": 2}, "resources": {"placement": {"topologyKey": "example.com/rack"}}},
+    {"resources": {"gang": {"scheduler": "volcano"}}},
+    {"resources": {"gang": {"scheduler": "scheduler-plugins"}}},
     {"spot": {"enabled": True, "gracePeriod": "25s"}},
     {"network": {"rdma": {"count": 8}}},
     {"resources": {"gpu": {"count": 0}}},

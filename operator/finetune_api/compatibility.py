@@ -723,6 +723,20 @@ RULES: tuple[Rule, ...] = (
         "", "!has(self.resources.placement) || self.parallelism.nodes > 1",
     ),
     Rule(
+        "gang-queue",
+        _When(lambda s: (g := s.resources.gang) is not None and g.scheduler != "volcano" and g.queue is not None, "resources.gang.queue", lambda s: s.resources.gang.queue),
+        "only Volcano has queues",
+        "drop it, or set scheduler to volcano",
+        "resources", "!has(self.gang) || !has(self.gang.queue) || self.gang.scheduler == 'volcano'",
+    ),
+    Rule(
+        "gang-timeout",
+        _When(lambda s: (g := s.resources.gang) is not None and g.scheduler == "volcano" and g.timeout is not None, "resources.gang.timeout", lambda s: s.resources.gang.timeout),
+        "Volcano places a gang at once: no pod of it waits for the others",
+        "drop it, or set scheduler to scheduler-plugins",
+        "resources", "!has(self.gang) || !has(self.gang.timeout) || self.gang.scheduler != 'volcano'",
+    ),
+    Rule(
         "checkpoint-schedule",
         _When(lambda s: s.checkpoint.every_steps is not None and s.checkpoint.every_minutes is not None, "checkpoint.everyMinutes", lambda s: s.checkpoint.every_minutes),
         "everySteps says when to save already",

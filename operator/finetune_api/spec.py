@@ -434,6 +434,17 @@ class Placement(ApiModel):
     """Wait until it can be so, instead of taking the best there is."""
 
 
+class Gang(ApiModel):
+    """All pods of the job are placed at once, or none: no part of it holds GPUs while it waits for the rest."""
+
+    scheduler: Literal["volcano", "scheduler-plugins"] = Field(examples=["volcano"])
+    """Who does it; it has to run in the cluster. Its name is volcano or scheduler-plugins-scheduler, unless schedulerName says another."""
+    queue: DnsSubdomain | None = Field(default=None, examples=["research"])
+    """Volcano's queue; default when absent."""
+    timeout: Duration | None = Field(default=None, examples=["5m"])
+    """scheduler-plugins: how long a pod that was placed waits for the others; the scheduler's own when absent."""
+
+
 class Resources(ApiModel):
     """What the pod asks for and where it may run."""
 
@@ -479,6 +490,8 @@ class Resources(ApiModel):
     """Scheduler of the pod."""
     placement: Placement | None = None
     """How the pods of a job with several nodes lie to each other."""
+    gang: Gang | None = None
+    """Gang scheduling by a PodGroup."""
     queue_name: LabelValue | None = Field(default=None, examples=["team-a"])
     """LocalQueue of Kueue, which then decides when the job runs."""
 

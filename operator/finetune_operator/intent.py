@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from finetune_api import names
 from finetune_api.exit_codes import Retry, parse_exit_code
 from finetune_api.names import Reason
-from finetune_operator.manifests.metadata import Manifest
+from finetune_operator.manifests.metadata import Manifest, name_kind
 from finetune_operator.observe.counts import count_ends
 from finetune_operator.observe.snapshot import Snapshot, Workload, select_policy
 
@@ -46,7 +46,7 @@ def decide_intent(snapshot: Snapshot, manifests: list[Manifest], has_failed: boo
     started = "workload" in snapshot.status
     apply, delete = [], []
     for manifest in manifests:
-        existing = snapshot.children.get((manifest["kind"], manifest["metadata"]["name"]))
+        existing = snapshot.children.get((name_kind(manifest), manifest["metadata"]["name"]))
         if existing is None:
             apply.append(manifest)
         elif obstacle := _decide_obstacle(existing, manifest, snapshot.uid):

@@ -9,7 +9,7 @@ from finetune_operator.cluster.client import Cluster
 from finetune_operator.cluster.errors import Forbidden, Invalid, NotFound
 from finetune_operator.intent import Intent, decide_intent
 from finetune_operator.manifests.build import build_manifests
-from finetune_operator.manifests.metadata import Manifest
+from finetune_operator.manifests.metadata import Manifest, name_kind
 from finetune_operator.observe.gather import decide_children, gather_snapshot
 from finetune_operator.observe.progress import ProgressPoller
 from finetune_operator.observe.snapshot import Snapshot, find_workload_kind, parse_workload, wrap_policy
@@ -28,10 +28,15 @@ from finetune_operator.telemetry import Telemetry
 OBSTACLE_SECONDS = 5.0
 REFUSAL_SECONDS = 60.0
 
-UNSERVED = (
-    "This cluster serves no PyTorchJobs (kubeflow.org/v1): install Kubeflow's training operator, or use "
-    "parallelism.backend: Job."
-)
+UNSERVED = {
+    "PyTorchJob": "This cluster serves no PyTorchJobs (kubeflow.org/v1): install Kubeflow's training operator, or use "
+    "parallelism.backend: Job.",
+    "PodGroup.scheduling.volcano.sh": "This cluster serves no PodGroups of Volcano: install Volcano, or drop "
+    "resources.gang.",
+    "PodGroup.scheduling.x-k8s.io": "This cluster serves no PodGroups of scheduler-plugins: install its coscheduling, or "
+    "drop resources.gang.",
+}
+"""Kinds that not every cluster has."""
 
 
 class Reconciler:
@@ -85,14 +90,15 @@ class Reconciler:
 
     def _carry_out(self, intent: Intent, snapshot: Snapshot) -> tuple[Manifest | None, str | None]:
         """Returns the Job as it was applied, if it was, and the API server's words when it refused for good."""
-        metadata, applied = snapshot.finetunejob["metadata"], None
+        metadata, applied, kind = snapshot.finetunejob["metadata"], None, ""
         try:
             for old in intent.delete:
                 self._cluster.delete(
                     old["kind"], metadata["namespace"], old["metadata"]["name"], old["metadata"]["uid"]
                 )
             for manifest in intent.apply:
-                applied = self._cluster.apply(manifest)  # the Job comes last
+                kind = name_kind(manifest)
+                applied = self._cluster.apply(manifest)  # the workload comes last
             if intent.workload_patch and snapshot.workload is not None:
                 workload = snapshot.workload
                 patch = {"spec": wrap_policy(workload.kind, intent.workload_patch)}
@@ -100,8 +106,8 @@ class Reconciler:
         except (Forbidden, Invalid) as error:
             return None, str(error)
         except NotFound as error:
-            if applied is None and any(manifest["kind"] == "PyTorchJob" for manifest in intent.apply):
-                return None, UNSERVED
+            if kind in UNSERVED:
+                return None, UNSERVED[kind]
             raise error
         return applied, None
 

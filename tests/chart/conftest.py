@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.chart.programs import find_monitoring_crds
+from tests.chart.programs import find_monitoring_crds, find_pod_group_crds
 from tests.chart.schemas import write_schemas
 from tests.cluster.harness.control_plane import ControlPlane
 from tests.cluster.harness.definitions import install_definition
@@ -22,8 +22,8 @@ def control_plane() -> Iterator[ControlPlane]:
 
 @pytest.fixture(scope="package")
 def cluster(control_plane: ControlPlane) -> ControlPlane:
-    """The control plane with the kinds of the Prometheus operator and of Kubeflow's training operator."""
-    for path in (*find_monitoring_crds(), find_pytorchjob_crd()):
+    """The control plane with the kinds of the Prometheus operator, of Kubeflow's training operator and of gangs."""
+    for path in (*find_monitoring_crds(), find_pytorchjob_crd(), *find_pod_group_crds().values()):
         install_definition(control_plane, path)
     return control_plane
 

@@ -11,7 +11,12 @@ from tests.cluster.harness.waiting import wait_until
 LOCATION = "{{.ResourceKind}}-{{.Group}}-{{.ResourceAPIVersion}}.json"
 """kubeconform's name of a file; kinds are in lower case there, and the core group is called v1."""
 
-_CUSTOM = {"apis/monitoring.coreos.com/v1", "apis/kubeflow.org/v1"}
+_CUSTOM = {
+    "apis/monitoring.coreos.com/v1",
+    "apis/kubeflow.org/v1",
+    "apis/scheduling.volcano.sh/v1beta1",
+    "apis/scheduling.x-k8s.io/v1alpha1",
+}
 PREFIX = "#/components/schemas/"
 
 Schema = dict[str, Any]

@@ -1,7 +1,10 @@
 """Jobs of several pods, on spot nodes, and by Kubeflow's kind, on the real API server with scripted pods."""
 
+import pytest
+
 from finetune_api import names
 from finetune_api.progress import Termination
+from tests.chart.programs import find_pod_group_crds
 from tests.cluster.harness.containers import Life
 from tests.cluster.harness.definitions import install_definition
 from tests.cluster.harness.waiting import wait_until
@@ -59,6 +62,33 @@ def test_a_hopeless_pod_ends_the_others(jobs, operator, kubelet):
         lambda: all(pod["status"]["phase"] in ("Failed", "Succeeded") for pod in jobs.children("pods")),
         "no pod holds its GPUs",
     )
+
+
+@pytest.mark.parametrize(
+    ("gang", "api"),
+    [
+        ({"scheduler": "volcano", "queue": "research"}, "/apis/scheduling.volcano.sh/v1beta1"),
+        ({"scheduler": "scheduler-plugins", "timeout": "5m"}, "/apis/scheduling.x-k8s.io/v1alpha1"),
+    ],
+    ids=["volcano", "scheduler-plugins"],
+)
+def test_a_gang_gets_its_pod_group(control_plane, jobs, operator, gang, api):
+    """Of the schedulers only the definitions are here; the pods wait for them."""
+    jobs.create("gang", parallelism={"nodes": 2}, resources={"gpu": {"count": 0}, "gang": gang})
+
+    def told() -> str:
+        return jobs.get("gang").get("status", {}).get("message", "")
+
+    wait_until(lambda: "drop resources.gang" in told(), "the mend in the status", describe=told)
+    install_definition(control_plane, find_pod_group_crds()[gang["scheduler"]])
+    jobs.patch_spec("gang", runPolicy={"ttlAfterFinished": "1h"})  # sooner than it is looked at again
+    jobs.wait_for("gang", workload__kind="Job", seconds=90)
+    (group,) = jobs.children("podgroups", api)
+    assert group["spec"]["minMember"] == 2
+    assert group["spec"]["minResources"]["cpu"] == "4"
+    pods = wait_until(lambda: len(found := jobs.children("pods")) == 2 and found, "both pods")
+    marks = [pod["metadata"]["labels"] | pod["metadata"].get("annotations", {}) for pod in pods]
+    assert all("gang" in (m.get("scheduling.k8s.io/group-name"), m.get("scheduling.x-k8s.io/pod-group")) for m in marks)
 
 
 def test_pytorchjobs_are_made_where_they_are_served(control_plane, jobs, operator):

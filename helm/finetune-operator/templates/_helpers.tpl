@@ -102,6 +102,10 @@ matchLabels: {}
 - apiGroups: [kubeflow.org]
   resources: [pytorchjobs]
   verbs: [get, create, patch, delete]
+# The gang of jobs with resources.gang.
+- apiGroups: [scheduling.volcano.sh, scheduling.x-k8s.io]
+  resources: [podgroups]
+  verbs: [get, create, patch]
 # The name that the pods of several nodes find each other by.
 - apiGroups: [""]
   resources: [services]

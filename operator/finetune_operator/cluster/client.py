@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from finetune_api import names
 from finetune_operator.cluster.errors import AlreadyExists, NotFound, NotLeader
 from finetune_operator.cluster.transport import READ_TIMEOUT_SECONDS, Manifest, Transport
+from finetune_operator.manifests.metadata import name_kind
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +35,8 @@ RESOURCES = {
     "Service": Resource("/api/v1", "services"),
     "Job": Resource("/apis/batch/v1", "jobs"),
     "PyTorchJob": Resource(f"/apis/{names.PYTORCHJOB_API_VERSION}", "pytorchjobs"),
+    "PodGroup.scheduling.volcano.sh": Resource("/apis/scheduling.volcano.sh/v1beta1", "podgroups"),
+    "PodGroup.scheduling.x-k8s.io": Resource("/apis/scheduling.x-k8s.io/v1alpha1", "podgroups"),
     names.KIND: Resource(f"/apis/{names.API_VERSION}", names.PLURAL),
 }
 
@@ -93,7 +96,7 @@ class Cluster:
 
     def apply(self, manifest: Manifest) -> Manifest:
         """Server-side apply under the operator's field manager, taking over fields that others set."""
-        kind, metadata = manifest["kind"], manifest["metadata"]
+        kind, metadata = name_kind(manifest), manifest["metadata"]
         query = {"fieldManager": names.FIELD_MANAGER, "force": "true"}
         path = _path(kind, metadata["namespace"], metadata["name"])
         return self._write("patch", RESOURCES[kind].plural, path, manifest, query=query, content_type=APPLY)

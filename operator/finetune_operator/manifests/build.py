@@ -3,8 +3,10 @@
 from finetune_api.spec import FineTuneJob
 from finetune_operator.manifests.claims import build_cache_claim, build_output_claim
 from finetune_operator.manifests.configmap import build_plan_configmap
+from finetune_operator.manifests.gang import build_pod_group
 from finetune_operator.manifests.job import build_job
 from finetune_operator.manifests.metadata import Manifest
+from finetune_operator.manifests.pod import build_requests
 from finetune_operator.manifests.pytorchjob import build_pytorchjob
 from finetune_operator.manifests.service import build_service
 from finetune_operator.plan.decide import Decided
@@ -23,6 +25,7 @@ def build_manifests(
         build_cache_claim(job),
         build_plan_configmap(job, decided.plan),
         build_service(job),
+        build_pod_group(job, build_requests(job, decided)),
         build_workload(job, decided, settings, layout, run or RunState()),
     )
     return [manifest for manifest in manifests if manifest is not None]

@@ -10,6 +10,12 @@ from finetune_operator.run_state import RunState
 Manifest = dict[str, Any]
 
 
+def name_kind(manifest: Manifest) -> str:
+    """The manifest's kind, as ``kind.group`` where several groups have one of that name."""
+    kind, api_version = manifest["kind"], manifest["apiVersion"]
+    return f"{kind}.{api_version.partition('/')[0]}" if kind == "PodGroup" else kind
+
+
 def job_name(job: FineTuneJob) -> str:
     """Name of the workload."""
     return job.metadata.name

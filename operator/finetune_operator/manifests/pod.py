@@ -4,6 +4,7 @@ from finetune_api import names
 from finetune_api.kubernetes import parse_duration
 from finetune_api.spec import FineTuneJob
 from finetune_operator.manifests.environment import build_environment
+from finetune_operator.manifests.gang import add_gang
 from finetune_operator.manifests.metadata import Manifest, build_labels, service_name
 from finetune_operator.manifests.network import add_network
 from finetune_operator.manifests.placement import add_placement
@@ -35,6 +36,7 @@ def build_pod_template(
     scheduling = build_scheduling(job)
     add_spot(scheduling, metadata, job.spec, settings, run)
     add_placement(scheduling, job)
+    add_gang(scheduling, metadata, job)
     grace_period = job.spec.spot.grace_period if job.spec.spot.enabled else None
     pod: Manifest = {
         "terminationGracePeriodSeconds": parse_duration(grace_period or settings.termination_grace_period),
@@ -55,17 +57,25 @@ def build_pod_template(
     return {"metadata": metadata, "spec": pod}
 
 
+def build_requests(job: FineTuneJob, decided: Decided) -> Manifest:
+    """What a pod asks the scheduler for, without the network's devices."""
+    gpu, wanted = job.spec.resources.gpu, decided.resources
+    requests: Manifest = {"cpu": wanted.cpu, "memory": wanted.memory}
+    if gpu.count:
+        requests[gpu.resource_name] = str(gpu.count)
+    return requests
+
+
 def build_container(job: FineTuneJob, decided: Decided, settings: Settings, layout: Layout) -> Manifest:
     """The trainer: starts one process per GPU itself (torchrun), so that the exit code stays the trainer's.
 
     No command: the image's entrypoint has an init process in front (names.ENTRYPOINT).
     """
     template, gpu = job.spec.pod_template, job.spec.resources.gpu
-    wanted = decided.resources
-    requests: Manifest = {"cpu": wanted.cpu, "memory": wanted.memory}
-    limits: Manifest = {"memory": wanted.memory}
+    requests = build_requests(job, decided)
+    limits: Manifest = {"memory": requests["memory"]}
     if gpu.count:
-        requests[gpu.resource_name] = limits[gpu.resource_name] = str(gpu.count)
+        limits[gpu.resource_name] = requests[gpu.resource_name]
     container: Manifest = {
         "name": names.CONTAINER,
         "image": template.image or settings.trainer_image,

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 
 from finetune_api.names import WORKLOADS
 from finetune_operator.cluster.client import Cluster
-from finetune_operator.manifests.metadata import Manifest
+from finetune_operator.manifests.metadata import Manifest, name_kind
 from finetune_operator.observe.progress import ProgressPoller
 from finetune_operator.observe.snapshot import Snapshot, Workload, parse_pod, parse_workload
 
@@ -62,5 +62,7 @@ def _controller(manifest: Manifest) -> str | None:
 def decide_children(manifests: list[Manifest]) -> list[tuple[str, str]]:
     """(kind, name) of every manifest but the workload."""
     return [
-        (manifest["kind"], manifest["metadata"]["name"]) for manifest in manifests if manifest["kind"] not in WORKLOADS
+        (name_kind(manifest), manifest["metadata"]["name"])
+        for manifest in manifests
+        if manifest["kind"] not in WORKLOADS
     ]

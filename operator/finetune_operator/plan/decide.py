@@ -100,14 +100,15 @@ def _decide_resources(job: FineTuneJob, settings: Settings, notes: Decisions) ->
     because = f"the platform's share for {gpus} GPU(s)" if gpus else "the platform's share for a job without a GPU"
     volume = job.spec.output.volume
     return PodResources(
-        cpu=notes.choose("resources.cpu", asked.cpu, _times(share.cpu, times), because, "platform"),
-        memory=notes.choose("resources.memory", asked.memory, _times(share.memory, times), because, "platform"),
+        cpu=notes.choose("resources.cpu", asked.cpu, multiply_quantity(share.cpu, times), because, "platform"),
+        memory=notes.choose("resources.memory", asked.memory, multiply_quantity(share.memory, times), because, "platform"),
         shared_memory=notes.choose("resources.sharedMemory", asked.shared_memory, share.shared_memory, because, "platform"),
         output_size=notes.choose("output.volume.size", volume.size if volume else None, settings.output.size, "the platform's size for output claims", "platform"),
     )  # fmt: skip
 
 
-def _times(quantity: str, factor: int) -> str:
+def multiply_quantity(quantity: str, factor: int) -> str:
+    """A quantity of Kubernetes as many times."""
     digits = quantity.rstrip("mkKMGTPEi")
     number = float(digits) * factor
     return f"{int(number) if number.is_integer() else number}{quantity[len(digits) :]}"

@@ -107,6 +107,12 @@ def find_source() -> Path:
     return Path(download_module(_SOURCE, _MODULE)["Dir"])
 
 
+@functools.cache
+def find_scheduler_plugins() -> Path:
+    """The folder of a Go module that it uses, with the definition of coscheduling's PodGroups."""
+    return Path(download_module("sigs.k8s.io/scheduler-plugins", _MODULE)["Dir"])
+
+
 def find_pytorchjob_crd() -> Path:
     """The definition of its kind."""
     return find_source() / "manifests/base/crds/kubeflow.org_pytorchjobs.yaml"
