@@ -19,11 +19,7 @@ demo: setup ## Fine-tune a small model on this machine with the quickstart and s
 	@$(BIN)/finetune run manifests/examples/quickstart.yaml --output-dir $${DEMO_DIR:-finetune-runs/quickstart}
 
 test: setup ## Install what the tests need and run all of them
-	$(BIN)/pytest $(FAST)
-	$(BIN)/python -m tests.cluster.harness.binaries
-	$(BIN)/pytest tests/trainer/test_matrix.py
-	$(BIN)/pytest --numprocesses 2 --dist loadfile tests/trainer --ignore tests/trainer/test_matrix.py
-	$(BIN)/pytest --ignore tests/trainer
+	@tools/test.sh
 
 test-node: setup ## Only the tests on a real node (kubelet, containerd); they need root
 	$(BIN)/pytest tests/node

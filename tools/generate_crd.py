@@ -28,11 +28,13 @@ COLUMNS = (
     ("Tokens/s", "integer", ".status.progress.tokensPerSecond", "Input tokens per second, all devices", 1),
     ("ETA", "integer", ".status.progress.etaSeconds", "Seconds until the last step", 1),
     ("Market", "string", ".status.market", "Where the pods of a job with spot.enabled run", 1),
+    ("GPU-h", "number", ".status.gpuHours", "GPUs times hours that the pods held them", 1),
+    ("Cost", "number", ".status.cost", "Of these, by the platform's prices", 1),
     ("Node", "string", ".status.node", "Node of the newest pod", 1),
     ("Age", "date", ".metadata.creationTimestamp", "Time since creation", 0),
 )
 
-# What a running job may still change; the rest of its spec is what the run was decided from.
+# What a running job may still change of its runPolicy, beside its budget; the rest of its spec is what the run was decided from.
 MUTABLE = ("suspend", "ttlAfterFinished", "activeDeadline")
 
 
@@ -175,12 +177,16 @@ def _build_rule(rule: Rule) -> Schema:
 
 def _build_immutability() -> list[Schema]:
     started = "has(oldSelf.status) && has(oldSelf.status.workload)"
-    sections = [field.alias or name for name, field in FineTuneJobSpec.model_fields.items() if name != "run_policy"]
+    sections = [
+        field.alias or name
+        for name, field in FineTuneJobSpec.model_fields.items()
+        if name not in ("budget", "run_policy")
+    ]
     paths = [f"spec.{name}" for name in sections]
     paths += [
         f"spec.runPolicy.{field.alias}" for field in RunPolicy.model_fields.values() if field.alias not in MUTABLE
     ]
-    mend = f"make a new FineTuneJob; only runPolicy.{', '.join(MUTABLE[:-1])} and {MUTABLE[-1]} may change"
+    mend = f"make a new FineTuneJob; only budget and runPolicy.{', '.join(MUTABLE[:-1])} and {MUTABLE[-1]} may change"
     return [
         {
             "rule": f"!({started}) || self.{path} == oldSelf.{path}",

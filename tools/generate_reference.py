@@ -69,6 +69,9 @@ COMPANIONS: tuple[Object, ...] = (
 
 # What drives the operator, and no field of a manifest.
 BEHAVIOUR = {
+    "budget.maxGpuHours": "the workload's suspend once `status.gpuHours` is there",
+    "budget.maxCost": "the workload's suspend once `status.cost` is there",
+    "budget.onExceeded": "phase Suspended, or the job's end: reason BudgetExceeded",
     "spot.maxPreemptions": "the job's end: reason TooManyPreemptions",
     "spot.fallback.afterPreemptions": "`status.market`, and with it the pod's nodes",
     "spot.fallback.afterWait": "`status.market`, and with it the pod's nodes",

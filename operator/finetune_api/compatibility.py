@@ -723,6 +723,13 @@ RULES: tuple[Rule, ...] = (
         "", "!has(self.resources.placement) || self.parallelism.nodes > 1",
     ),
     Rule(
+        "budget-needs-gpu",
+        _When(lambda s: s.resources.gpu.count == 0 and (s.budget.max_gpu_hours or s.budget.max_cost) is not None, "budget", lambda s: s.budget.model_dump(by_alias=True, exclude_none=True)),
+        "only GPUs are counted, and resources.gpu.count is 0",
+        "drop it, or use runPolicy.activeDeadline",
+        "", "self.resources.gpu.count > 0 || (!has(self.budget.maxGpuHours) && !has(self.budget.maxCost))",
+    ),
+    Rule(
         "gang-queue",
         _When(lambda s: (g := s.resources.gang) is not None and g.scheduler != "volcano" and g.queue is not None, "resources.gang.queue", lambda s: s.resources.gang.queue),
         "only Volcano has queues",

@@ -108,6 +108,7 @@ class Reason:
     QUEUED = "Queued"
     TOO_MANY_PREEMPTIONS = "TooManyPreemptions"
     MARKET_CHANGED = "MarketChanged"
+    BUDGET_EXCEEDED = "BudgetExceeded"
     SUSPENDED = "Suspended"
     RESUMED = "Resumed"
     NOT_SUSPENDED = "NotSuspended"

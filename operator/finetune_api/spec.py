@@ -699,6 +699,17 @@ class Observability(ApiModel):
     """Secret with the API key of Weights & Biases."""
 
 
+class Budget(ApiModel):
+    """What the job may spend, over every workload of it: GPUs count from a pod's start on its node to its end. May be changed at any time."""
+
+    max_gpu_hours: Annotated[float, Field(gt=0, le=10_000_000)] | None = Field(default=None, examples=[100])
+    """GPUs times hours."""
+    max_cost: Annotated[float, Field(gt=0, le=1_000_000_000)] | None = Field(default=None, examples=[250])
+    """In the currency of the platform's prices (settings.gpuPrices)."""
+    on_exceeded: Literal["suspend", "fail"] = Field(default="suspend", examples=["suspend"])
+    """suspend: save and stop, to go on once the budget is raised. fail: save, stop, and end as Failed."""
+
+
 class RunPolicy(ApiModel):
     """How the workload is run."""
 
@@ -786,6 +797,8 @@ class FineTuneJobSpec(ApiModel):
     """What comes of the run, and where it is put."""
     observability: Observability = Observability()
     """How the run is watched."""
+    budget: Budget = Budget()
+    """What the job may spend."""
     run_policy: RunPolicy = RunPolicy()
     """How the workload is run."""
     pod_template: PodTemplate = PodTemplate()

@@ -149,6 +149,12 @@ class Status(ApiModel):
     """When that was decided."""
     market_preemptions: int | None = None
     """Preemptions at that time."""
+    gpu_hours: float | None = None
+    """GPUs times hours that the pods held them, over every workload of this job."""
+    cost: float | None = None
+    """Of these, by the platform's prices; absent without a price."""
+    spent_until: Time | None = None
+    """Up to when both are counted."""
     node: str | None = None
     """Node of the newest pod."""
     artifacts: list[ArtifactStatus] | None = None

@@ -15,6 +15,7 @@ from finetune_operator.observe.progress import ProgressPoller
 from finetune_operator.observe.snapshot import Snapshot, find_workload_kind, parse_workload, wrap_policy
 from finetune_operator.plan.decide import Decided, decide_plan
 from finetune_operator.plan.layout import ContainerLayout
+from finetune_operator.plan.price import find_unpriced
 from finetune_operator.queue import Key
 from finetune_operator.run_state import read_run_state
 from finetune_operator.settings import Settings
@@ -63,8 +64,11 @@ class Reconciler:
         except InvalidFineTuneJob as error:
             self._refuse(finetunejob, error.problems)
             return None
+        if problems := find_unpriced(job, self._settings):
+            self._refuse(finetunejob, problems)
+            return None
         decided = decide_plan(job, self._settings, self._layout)
-        run = read_run_state(finetunejob.get("status") or {})
+        run = read_run_state(finetunejob)
         manifests = build_manifests(job, decided, self._settings, self._layout, run)
         snapshot = self._gather(finetunejob, decided, manifests)
         intent = (

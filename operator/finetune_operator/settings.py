@@ -10,6 +10,7 @@ from finetune_api.kubernetes import (
     DnsLabel,
     DnsSubdomain,
     Duration,
+    LabelValue,
     LocalObjectReference,
     PodSecurityContext,
     Quantity,
@@ -36,6 +37,15 @@ class OutputDefaults(ApiModel):
     """Size of the claim."""
     storage_class: DnsSubdomain | None = None
     """Storage class; the cluster's default when absent."""
+
+
+class GpuPrice(ApiModel):
+    """Of one GPU for one hour, with its share of the node."""
+
+    on_demand: Annotated[float, Field(ge=0)]
+    """Price."""
+    spot: Annotated[float, Field(ge=0)] | None = None
+    """Price on the spot market; the other one when absent."""
 
 
 class Settings(ApiModel):
@@ -66,6 +76,8 @@ class Settings(ApiModel):
     """Time the trainer has for its last checkpoint."""
     spot_provider: Literal["karpenter", "gke", "eks", "aks", "generic"] = "generic"
     """Whose labels and taints the cluster's spot nodes have, for jobs that don't say."""
+    gpu_prices: dict[LabelValue, GpuPrice] = {}
+    """By resources.gpu.product, in any one currency; of jobs that name no product: default. For status.cost and budget.maxCost."""
     progress_interval: Duration = "30s"
     """How often a running job's progress is read and, if it changed, written to its status."""
     workers: Annotated[int, Field(ge=1, le=256)] = 16

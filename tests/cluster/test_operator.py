@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+from kubernetes.client import ApiException
 
 from finetune_api.progress import ArtifactRecord, Termination
 from finetune_operator.manifests.metadata import build_metadata
@@ -93,6 +94,23 @@ def test_a_running_workload_that_is_deleted_is_made_again_with_what_is_left_of_t
     assert status["workload"]["uid"] == second["metadata"]["uid"] != first["metadata"]["uid"]
     assert second["spec"]["backoffLimit"] == 1
     assert status["restarts"] == 1
+
+
+def test_a_used_up_budget_stops_the_job_until_it_is_raised(kubeconfig, namespace, tmp_path, jobs, kubelet):
+    kubelet(mode="scripted", capacity={"nvidia.com/gpu": "4"}, script=lambda pod: Life(600, exit_code_on_sigterm=75))
+    with OperatorProcess(kubeconfig, namespace, tmp_path, progressInterval="2s"):
+        # Ten seconds of four GPUs.
+        jobs.create("spender", resources={"gpu": {"count": 4}}, budget={"maxGpuHours": 0.0111})
+        status = jobs.wait_for("spender", phase="Suspended", seconds=60)
+        assert "budget.maxGpuHours allows 0.0111. Raise it" in status["message"]
+        spent = status["gpuHours"]
+        assert 0.0111 <= spent < 0.03
+        wait_until(lambda: not jobs.children("pods"), "no pod holds its GPUs")
+        jobs.patch_spec("spender", budget={"maxGpuHours": 100})
+        status = jobs.wait_for("spender", phase="Preparing", seconds=60)
+        assert status["gpuHours"] >= spent
+    with pytest.raises(ApiException, match=r"only budget and runPolicy\."):
+        jobs.patch_spec("spender", method={"rank": 4})
 
 
 def test_suspend_and_resume(jobs, operator, kubelet):

@@ -171,12 +171,12 @@ def test_a_preempted_job_is_made_anew_before_the_job_controller_lets_it_wait_for
 
 def test_the_workload_follows_the_market():
     job = build_finetunejob({"market": "on-demand"}, spot={"enabled": True, "provider": "karpenter"})
-    manifests = decide(job, read_run_state(job["status"]))[1]
+    manifests = decide(job, read_run_state(job))[1]
     assert manifests[-1]["spec"]["template"]["spec"]["nodeSelector"] == {"karpenter.sh/capacity-type": "on-demand"}
     on_spot = build_snapshot(job, build_workload(market="spot"), [pod(0, RUNNING)])
     assert [each["kind"] for each in decide_intent(on_spot, manifests).delete] == ["Job"]
     assert not decide_intent(build_snapshot(job, build_workload(market="on-demand")), manifests).delete
-    assert read_run_state({}) == RunState(0, "spot")
+    assert read_run_state(build_finetunejob()) == RunState(0, "spot")
 
 
 SINCE = NOW - timedelta(hours=1)

@@ -5,7 +5,7 @@ from typing import Literal, NamedTuple
 from finetune_api.kubernetes import parse_duration
 from finetune_api.spec import FineTuneJob
 from finetune_operator.manifests.metadata import Manifest, build_metadata, job_name
-from finetune_operator.plan.decide import Decided, multiply_quantity
+from finetune_operator.plan.decide import multiply_quantity
 
 GangScheduler = Literal["volcano", "scheduler-plugins"]
 

@@ -22,7 +22,7 @@ def build_job(job: FineTuneJob, decided: Decided, settings: Settings, layout: La
         "backoffLimit": max(0, policy.backoff_limit - run.restarts),
         "podFailurePolicy": build_pod_failure_policy(),
         "podReplacementPolicy": "Failed",  # never two pods on one output
-        "suspend": is_suspended(job),
+        "suspend": is_suspended(job, run),
         "template": template,
     }
     if nodes > 1:

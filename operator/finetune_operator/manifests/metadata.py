@@ -52,9 +52,9 @@ def build_workload_metadata(job: FineTuneJob, decided: Decided, run: RunState) -
     return metadata
 
 
-def is_suspended(job: FineTuneJob) -> bool:
-    """Whether the workload is made suspended: as the person wishes, or for Kueue to start it."""
-    return job.spec.run_policy.suspend or job.spec.resources.queue_name is not None
+def is_suspended(job: FineTuneJob, run: RunState) -> bool:
+    """Whether the workload is made suspended: as the person wishes, for want of budget, or for Kueue to start it."""
+    return job.spec.run_policy.suspend or run.is_overspent or job.spec.resources.queue_name is not None
 
 
 def build_labels(job: FineTuneJob) -> dict[str, str]:

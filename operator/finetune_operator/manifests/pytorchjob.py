@@ -27,7 +27,7 @@ def build_pytorchjob(job: FineTuneJob, decided: Decided, settings: Settings, lay
     port = {"name": names.PYTORCHJOB_PORT_NAME, "containerPort": names.RENDEZVOUS_PORT, "protocol": "TCP"}
     container["ports"].append(port)
 
-    run_policy: dict[str, Any] = {"cleanPodPolicy": "Running", "suspend": is_suspended(job)}
+    run_policy: dict[str, Any] = {"cleanPodPolicy": "Running", "suspend": is_suspended(job, run)}
     if policy.active_deadline is not None:
         run_policy["activeDeadlineSeconds"] = parse_duration(policy.active_deadline)
     if policy.ttl_after_finished is not None:

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from finetune_api import names
 from finetune_api.exit_codes import ExitCode, Retry, parse_exit_code
 from finetune_api.progress import Progress, Termination
+from finetune_operator.run_state import describe_overspending
 
 Manifest = dict[str, Any]
 
@@ -79,6 +80,10 @@ class Pod:
     """What it ended with, while it doesn't run."""
     exit_reason: str
     """The kubelet's word, such as OOMKilled."""
+    held_since: str | None
+    """When its node took it, and set its GPUs aside."""
+    released_at: str | None
+    """When it gave them back: a container that is started again in place keeps them."""
     termination: Termination | None
     """The trainer's last words."""
 
@@ -121,8 +126,14 @@ class Snapshot:
 
     @property
     def is_paused(self) -> bool:
-        """Whether the person wants it suspended."""
-        return bool(self.finetunejob["spec"].get("runPolicy", {}).get("suspend"))
+        """Whether it may not run: the person wants it suspended, or its budget is used up."""
+        wished = self.finetunejob["spec"].get("runPolicy", {}).get("suspend")
+        return bool(wished) or self.overspending is not None
+
+    @property
+    def overspending(self) -> str | None:
+        """Which part of the budget is used up."""
+        return describe_overspending(self.finetunejob)
 
     @property
     def own_workload(self) -> Workload | None:
@@ -226,6 +237,8 @@ def parse_pod(pod: Manifest) -> Pod:
         last_exit_code=(terminated or last).get("exitCode"),
         exit_code=terminated.get("exitCode"),
         exit_reason=terminated.get("reason", ""),
+        held_since=status.get("startTime"),
+        released_at=terminated.get("finishedAt") if status.get("phase") in ("Succeeded", "Failed") else None,
         termination=_parse_termination((terminated or last).get("message")),
     )  # fmt: skip
 

@@ -16,7 +16,8 @@ from finetune_operator.plan.memory import fit_memory
 from finetune_operator.plan.method import decide_method
 from finetune_operator.plan.objective import decide_objective
 from finetune_operator.plan.parallelism import build_engine, decide_parallelism
-from finetune_operator.settings import Settings
+from finetune_operator.plan.price import find_price
+from finetune_operator.settings import GpuPrice, Settings
 
 UNBORN_UID = "00000000-0000-0000-0000-000000000000"
 """Stands for the uid of a FineTuneJob that no API server has seen yet."""
@@ -40,6 +41,7 @@ class Decided:
 
     plan: p.TrainingPlan
     resources: PodResources
+    price: GpuPrice | None
     decisions: tuple[Decision, ...]
 
 
@@ -89,7 +91,7 @@ def decide_plan(job: FineTuneJob, settings: Settings, layout: Layout) -> Decided
     if plan.model.dtype != dtype:
         notes.made.append(Decision("model.dtype", plan.model.dtype, "derived", "DeepSpeed trains float32 copies of it"))
     resources = _decide_resources(job, settings, notes)
-    return Decided(plan, resources, tuple(notes.made))
+    return Decided(plan, resources, find_price(job, settings), tuple(notes.made))
 
 
 def _decide_resources(job: FineTuneJob, settings: Settings, notes: Decisions) -> PodResources:

@@ -10,6 +10,7 @@ from finetune_operator.observe.snapshot import Manifest, Snapshot, Workload
 from finetune_operator.plan.decide import Decided
 from finetune_operator.status.conditions import decide_conditions, format_time
 from finetune_operator.status.market import decide_market
+from finetune_operator.status.spend import decide_spend
 from finetune_operator.status.stage import RUNNING_PHASES, Stage
 
 
@@ -35,6 +36,8 @@ def decide_status(snapshot: Snapshot, stage: Stage, job: FineTuneJob | None, dec
         _add_workload(status, snapshot, snapshot.own_workload)
     if job is not None:
         _add_market(status, snapshot, job)
+    if job is not None and decided is not None:
+        status |= decide_spend(snapshot, job, decided)
     _add_progress(status, snapshot, stage)
     if job is not None and decided is not None:
         _add_result(status, snapshot, stage, job, decided)
@@ -56,6 +59,9 @@ KEPT = (
     "market",
     "marketSince",
     "marketPreemptions",
+    "gpuHours",
+    "cost",
+    "spentUntil",
     "node",
     "artifacts",
 )

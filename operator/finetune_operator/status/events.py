@@ -15,6 +15,7 @@ WARNINGS = frozenset(
         Reason.UNSCHEDULABLE,
         Reason.IMAGE_PULL,
         Reason.CONTAINER_CONFIG,
+        Reason.BUDGET_EXCEEDED,
     }
 )
 

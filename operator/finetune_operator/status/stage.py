@@ -100,6 +100,8 @@ def decide_failure(snapshot: Snapshot) -> Stage | None:
     if workload is None or workload.finished:
         return None
     spec, counts = snapshot.finetunejob["spec"], count_ends(snapshot)
+    if snapshot.overspending is not None and spec["budget"].get("onExceeded") == "fail":
+        return Stage(Phase.FAILED, Reason.BUDGET_EXCEEDED, snapshot.overspending)
     allowed = spec.get("spot", {}).get("maxPreemptions")
     if allowed is not None and counts.preemptions > allowed:
         return Stage(Phase.FAILED, Reason.TOO_MANY_PREEMPTIONS, f"Preempted {counts.preemptions} times; spot.maxPreemptions allows {allowed}.")  # fmt: skip
@@ -117,6 +119,8 @@ def decide_failure(snapshot: Snapshot) -> Stage | None:
 def _decide_suspended(snapshot: Snapshot) -> Stage | None:
     if not snapshot.is_paused:
         return None
+    if snapshot.overspending is not None:
+        return Stage(Phase.SUSPENDED, Reason.BUDGET_EXCEEDED, f"{snapshot.overspending} Raise it to go on from the last checkpoint.")  # fmt: skip
     return Stage(Phase.SUSPENDED, Reason.SUSPENDED, "Suspended; set runPolicy.suspend to false to go on from the last checkpoint.")  # fmt: skip
 
 
