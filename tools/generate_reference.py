@@ -56,6 +56,7 @@ COMPANIONS: tuple[Object, ...] = (
     {"model": {"cache": {"size": "10Gi"}}},
     {"parallelism": {"nodes": 2}},
     {"parallelism": {"nodes": 2}, "resources": {"placement": {"topologyKey": "example.com/rack"}}},
+    {"parallelism": {"nodes": 4, "elastic": {"minNodes": 2}}},
     {"resources": {"gang": {"scheduler": "volcano"}}},
     {"resources": {"gang": {"scheduler": "scheduler-plugins"}}},
     {"spot": {"enabled": True, "gracePeriod": "25s"}},

@@ -49,6 +49,8 @@ GROUPED: list[objectives.ObjectiveType] = ["grpo", "rloo"]
 """Objectives that compare the answers to one prompt with each other."""
 RANK = 16
 """Of low-rank adapters when the job says none."""
+ELASTIC_SHARE = 12
+"""Most batches that a step may need for the sake of an elastic job's numbers of nodes."""
 OFFLOADED = ("optimizer", "parameters")
 SEARCHED = [name for name in OBJECTIVES if find_search_refusal(name, "single", False) is None]
 SEARCHING = [name for name in STRATEGIES if find_search_refusal("sft", name, False) is None]
@@ -73,18 +75,40 @@ def count_processes(spec: FineTuneJobSpec) -> int:
     return spec.parallelism.nodes * count_local_processes(spec)
 
 
+def find_elastic_share(spec: FineTuneJobSpec) -> int:
+    """What gradientAccumulation has to be a multiple of, so that the batches of a step are dealt out evenly to every number
+    of nodes that there may be."""
+    nodes, elastic = spec.parallelism.nodes, spec.parallelism.elastic
+    fewest = nodes if elastic is None else min(nodes, elastic.min_nodes)
+    return math.lcm(*(number // math.gcd(number, nodes) for number in range(fewest, nodes + 1)))
+
+
+def _uneven_elastic(spec: FineTuneJobSpec) -> Iterator[Hit]:
+    training, share = spec.training, find_elastic_share(spec)
+    if spec.parallelism.elastic is None:
+        return
+    if share > ELASTIC_SHARE:
+        yield "parallelism.elastic.minNodes", spec.parallelism.elastic.min_nodes
+    elif training.gradient_accumulation is not None and training.gradient_accumulation % share:
+        yield "training.gradientAccumulation", training.gradient_accumulation
+    elif training.global_batch_size is not None and training.global_batch_size % (count_processes(spec) * share):
+        yield "training.globalBatchSize", training.global_batch_size
+
+
 def find_strategy(spec: FineTuneJobSpec) -> StrategyType | None:
     """The strategy that the job names, or that its offload leaves; None: it is still to be chosen."""
     offload = spec.parallelism.offload
     if spec.parallelism.strategy is not None:
         return spec.parallelism.strategy
+    if spec.parallelism.elastic is not None:
+        return "ddp"
     if offload.parameters != "none" or offload.optimizer == "nvme":
         return "zero3"
     return "zero2" if offload.optimizer == "cpu" else None
 
 
 # The same in CEL, of the spec; the strategy is '' where it is still to be chosen.
-_STRATEGY = "(has(self.parallelism.strategy) ? self.parallelism.strategy : self.parallelism.offload.parameters != 'none' || self.parallelism.offload.optimizer == 'nvme' ? 'zero3' : self.parallelism.offload.optimizer == 'cpu' ? 'zero2' : '')"
+_STRATEGY = "(has(self.parallelism.strategy) ? self.parallelism.strategy : has(self.parallelism.elastic) ? 'ddp' : self.parallelism.offload.parameters != 'none' || self.parallelism.offload.optimizer == 'nvme' ? 'zero3' : self.parallelism.offload.optimizer == 'cpu' ? 'zero2' : '')"
 _PROCESSES = "(self.parallelism.nodes * (self.resources.gpu.count > 0 ? self.resources.gpu.count : has(self.parallelism.processes) ? self.parallelism.processes : 1))"
 
 
@@ -714,6 +738,27 @@ RULES: tuple[Rule, ...] = (
         "with GPUs there is one process for each",
         "drop it, or set resources.gpu.count to 0",
         "", "!has(self.parallelism.processes) || self.resources.gpu.count == 0",
+    ),
+    Rule(
+        "elastic-of-several",
+        _When(lambda s: (e := s.parallelism.elastic) is not None and e.min_nodes >= s.parallelism.nodes, "parallelism.elastic.minNodes", lambda s: s.parallelism.elastic.min_nodes),
+        "has to be less than parallelism.nodes, the most there can be",
+        "lower it, raise nodes, or drop elastic",
+        "parallelism", "!has(self.elastic) || self.elastic.minNodes < self.nodes",
+    ),
+    Rule(
+        "elastic-is-ddp",
+        _When(lambda s: s.parallelism.elastic is not None and find_strategy(s) != "ddp", "parallelism.strategy", find_strategy),
+        "the checkpoints of an elastic job have to fit any number of nodes, and only with ddp does each hold everything",
+        "leave strategy and offload out, or drop elastic",
+        "", f"!has(self.parallelism.elastic) || {_STRATEGY} == 'ddp'",
+        names="parallelism.strategy",
+    ),
+    Rule(
+        "elastic-share",
+        _uneven_elastic,
+        "the batches of a step can't be dealt out evenly to every number of nodes from elastic.minNodes to nodes",
+        "raise minNodes (2 of 4, or half), choose numbers that divide, or leave gradientAccumulation and globalBatchSize out",
     ),
     Rule(
         "placement-of-several",

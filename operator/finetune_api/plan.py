@@ -273,11 +273,21 @@ class EvaluationPlan(ApiModel):
     """All have to hold after training, or the run fails, its artifacts kept."""
 
 
+class ElasticPlan(ApiModel):
+    """Nodes that may be missing."""
+
+    min_nodes: int
+    """The training goes on with as few."""
+    max_restarts: int
+    """Failures of a node's processes after which they are started again in place."""
+
+
 class ParallelismPlan(ApiModel):
     strategy: StrategyType
     device: Literal["cpu", "cuda"]
     nodes: int = 1
-    """Pods or machines."""
+    """Pods or machines; the most there can be where ``elastic`` is set."""
+    elastic: ElasticPlan | None = None
     processes_per_node: int
     deepspeed: dict[str, Any] | None = None
     """DeepSpeed's configuration; set for zero1, zero2 and zero3."""
@@ -362,6 +372,23 @@ class TrainingPlan(ApiModel):
         """Stable text: the same plan gives the same bytes."""
         return (
             json.dumps(self.model_dump(mode="json", by_alias=True), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+        )
+
+    def on_nodes(self, nodes: int) -> "TrainingPlan":
+        """The same training on another number of nodes: as many rows a step, dealt out among them.
+
+        Raises: ValueError when these rows can't be dealt out evenly.
+        """
+        parallelism, accumulation = self.parallelism, self.training.gradient_accumulation
+        batches = accumulation * parallelism.nodes
+        if batches % nodes:
+            raise ValueError(
+                f"{batches} batches a step (gradientAccumulation {accumulation} x {parallelism.nodes} nodes) can't be "
+                f"dealt out evenly to {nodes}"
+            )
+        training = self.training.model_copy(update={"gradient_accumulation": batches // nodes})
+        return self.model_copy(
+            update={"training": training, "parallelism": parallelism.model_copy(update={"nodes": nodes})}
         )
 
     def training_hash(self) -> str:

@@ -305,6 +305,15 @@ class Offload(ApiModel):
     """Weights."""
 
 
+class Elastic(ApiModel):
+    """Pods that may be missing: the training goes on with those that are there, by as many rows a step, and takes in those that come."""
+
+    min_nodes: Annotated[int, Field(ge=1, le=1023)] = Field(default=1, examples=[1])
+    """It goes on with as few; nodes says with how many at most."""
+    max_restarts: Annotated[int, Field(ge=0, le=1000)] = Field(default=3, examples=[3])
+    """Failures of a pod's processes that are mended in place, from the newest checkpoint; at one more the pod fails. Preemptions don't count."""
+
+
 class Parallelism(ApiModel):
     """How processes share the training."""
 
@@ -314,6 +323,8 @@ class Parallelism(ApiModel):
     """Processes of each node of a job without GPUs; 1 when absent. With GPUs there is one for each."""
     nodes: Annotated[int, Field(ge=1, le=1024)] = Field(default=1, examples=[2])
     """Pods that train together, each with resources.gpu.count GPUs."""
+    elastic: Elastic | None = None
+    """Absent: all nodes or none. With it the strategy is ddp."""
     backend: Literal["Job", "PyTorchJob"] = Field(default="Job", examples=["Job"])
     """Job: an (indexed) Job, which every cluster runs. PyTorchJob: of Kubeflow's training operator."""
     offload: Offload = Offload()

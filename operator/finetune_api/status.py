@@ -81,6 +81,8 @@ class ProgressStatus(ApiModel):
     """Input tokens per second, all devices."""
     eta_seconds: int | None = None
     """Seconds until the last step."""
+    nodes: int | None = None
+    """Nodes that train now, of a job with parallelism.elastic."""
     updated_at: Time | None = None
     """When the trainer was asked."""
 

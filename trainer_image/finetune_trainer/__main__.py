@@ -165,10 +165,24 @@ def _run(plan: TrainingPlan, is_main: bool, terminal: Terminal, state: RunState,
     from finetune_trainer.run import run_training
 
     try:
-        return run_training(plan, join_ranks(plan.parallelism), state, terminal, stop)
+        ranks = join_ranks(plan.parallelism)
+        most, plan = plan.parallelism.nodes, _deal_out(plan, ranks.world_size)
+        nodes = plan.parallelism.nodes
+        state.update(nodes=nodes)
+        if plan.parallelism.elastic is not None:
+            terminal.event("nodes", f"{nodes} of at most {most} nodes are there", nodes=nodes)
+        return run_training(plan, ranks, state, terminal, stop)
     finally:
         if server is not None:
             server.shutdown()
+
+
+def _deal_out(plan: TrainingPlan, world_size: int) -> TrainingPlan:
+    """The plan for the nodes that are there. Raises: InvalidInputError."""
+    try:
+        return plan.on_nodes(world_size // plan.parallelism.processes_per_node)
+    except ValueError as error:
+        raise InvalidInputError(f"parallelism.elastic: {error}") from error
 
 
 if __name__ == "__main__":

@@ -92,11 +92,7 @@ def join_ranks(parallelism: ParallelismPlan) -> Ranks:
         torch.distributed.init_process_group("cuda:nccl,cpu:gloo")
     state = PartialState(cpu=parallelism.device == "cpu")
     world_size = state.num_processes
-    if world_size != parallelism.world_size:
-        raise InvalidInputError(
-            f"{world_size} processes were started, the plan's world size is {parallelism.world_size} "
-            f"({parallelism.nodes} nodes x {parallelism.processes_per_node}): start one process per GPU with torchrun"
-        )
+    _require_size(parallelism, world_size)
     if parallelism.deepspeed is not None:
         import deepspeed
 
@@ -114,6 +110,18 @@ def join_ranks(parallelism: ParallelismPlan) -> Ranks:
     if len(firsts) > 1:
         between_nodes = torch.distributed.new_group(firsts, backend="gloo", timeout=_WAIT)
     return Ranks(state.process_index, state.local_process_index, world_size, control, between_nodes)
+
+
+def _require_size(parallelism: ParallelismPlan, world_size: int) -> None:
+    nodes, processes = parallelism.nodes, parallelism.processes_per_node
+    fewest = nodes if parallelism.elastic is None else parallelism.elastic.min_nodes
+    if world_size in range(fewest * processes, nodes * processes + 1, processes):
+        return
+    expected = f"{nodes}" if fewest == nodes else f"{fewest} to {nodes}"
+    raise InvalidInputError(
+        f"{world_size} processes were started, the plan's world size is {parallelism.world_size} "
+        f"({expected} nodes x {processes}): start one process per GPU with torchrun"
+    )
 
 
 def enable_fsdp(parallelism: ParallelismPlan) -> None:

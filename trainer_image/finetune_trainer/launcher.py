@@ -48,6 +48,8 @@ def launch(plan_file: Path, parallelism: ParallelismPlan) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    from finetune_trainer.elastic import RoundsEnded
+
     processes = parallelism.processes_per_node
     if parallelism.device == "cpu":
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
@@ -56,12 +58,11 @@ def launch(plan_file: Path, parallelism: ParallelismPlan) -> int:
         failures: dict[int, ProcessFailure] = {}
         try:
             config = LaunchConfig(
-                min_nodes=parallelism.nodes,
+                min_nodes=parallelism.elastic.min_nodes if parallelism.elastic else parallelism.nodes,
                 max_nodes=parallelism.nodes,
                 nproc_per_node=processes,
                 run_id="finetune",
-                **_build_rendezvous(parallelism.nodes),
-                max_restarts=0,
+                **_build_rendezvous(parallelism, Path(directory), stopping),
                 # The agent would answer SIGTERM by killing ranks that are still writing their checkpoint.
                 signals_to_handle="SIGHUP",
                 shutdown_timeout=_AFTER_FAILURE,
@@ -75,19 +76,24 @@ def launch(plan_file: Path, parallelism: ParallelismPlan) -> int:
             os.environ.pop(RANK_DIRECTORY_ENV)
             write_termination(build_termination(error.code, str(error)))
             return error.code
+        except RoundsEnded as end:
+            os.environ.pop(RANK_DIRECTORY_ENV)
+            write_termination(end.termination)
+            return end.code
         code, rank = _find_cause(failures, stopping.is_set())
         os.environ.pop(RANK_DIRECTORY_ENV)
         write_termination(_read_termination(Path(directory), rank, code))
     return code
 
 
-def _build_rendezvous(nodes: int) -> dict[str, Any]:
-    """Where the nodes' launchers meet. Several meet at the first one, in the order of the numbers that they were given.
+def _build_rendezvous(parallelism: ParallelismPlan, last_words: Path, stopping: threading.Event) -> dict[str, Any]:
+    """Where the nodes' launchers meet, and how often. Several meet at the first one, in the order of their numbers.
 
     Raises: InvalidInputError when the environment doesn't say where, or which number this node has.
     """
+    nodes, elastic = parallelism.nodes, parallelism.elastic
     if nodes == 1:
-        return {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "local_addr": "localhost"}
+        return {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "local_addr": "localhost", "max_restarts": 0}
     numbers = [os.environ[name] for name in _NODE_RANKS if name in os.environ]
     missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if not numbers:
@@ -98,7 +104,22 @@ def _build_rendezvous(nodes: int) -> dict[str, Any]:
             "node with them, as Kubeflow's PyTorchJob does"
         )
     endpoint = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-    return {"rdzv_backend": "static", "rdzv_endpoint": endpoint, "rdzv_configs": {"rank": int(numbers[0])}}
+    number = int(numbers[0])
+    if elastic is None:
+        configuration: dict[str, Any] = {"rank": number}
+        return {"rdzv_backend": "static", "rdzv_endpoint": endpoint, "rdzv_configs": configuration, "max_restarts": 0}
+    from finetune_trainer.elastic import CONFIGURATION, register_rendezvous
+
+    return {
+        "rdzv_backend": register_rendezvous(elastic, parallelism.processes_per_node, last_words, stopping),
+        "rdzv_endpoint": endpoint,
+        "rdzv_configs": CONFIGURATION | {"is_host": number == 0},
+        # Ranks are numbered by their nodes' addresses, and rank 0 has to be on the first node, the one that is asked for
+        # the progress. Of the others nobody needs the address.
+        "local_addr": os.environ["MASTER_ADDR"] if number == 0 else f"~{number:05}",
+        # Which ends count is decided between the rounds.
+        "max_restarts": sys.maxsize,
+    }
 
 
 def _forward_signals() -> threading.Event:
@@ -116,7 +137,7 @@ def _forward_signals() -> threading.Event:
 
 
 def _find_cause(failures: "dict[int, ProcessFailure]", stopping: bool) -> tuple[int, int]:
-    """Exit code and rank of what ended the run.
+    """Exit code and rank of what ended the run; the rank says nothing when all went well.
 
     A rank that fails tears the others down with a connection error, often within one look of the agent; a code that
     the trainer chose tells the cause better than which of them was seen first. That a rank lost another is never the
@@ -136,6 +157,8 @@ def _find_cause(failures: "dict[int, ProcessFailure]", stopping: bool) -> tuple[
 
 def _read_termination(directory: Path, rank: int, code: int) -> Termination:
     path = directory / str(rank)
+    if code == ExitCode.OK:  # the first rank of this node tells it
+        path = min(directory.iterdir(), key=lambda file: int(file.name))
     if path.exists():
         return Termination.model_validate_json(path.read_bytes())
     if code == ExitCode.PREEMPTED:

@@ -45,7 +45,8 @@ def build_pod_group(job: FineTuneJob, requests: Manifest) -> Manifest | None:
     gang = job.spec.resources.gang
     if gang is None:
         return None
-    members = job.spec.parallelism.nodes
+    elastic = job.spec.parallelism.elastic
+    members = job.spec.parallelism.nodes if elastic is None else elastic.min_nodes
     spec: Manifest = {
         "minMember": members,
         "minResources": {name: multiply_quantity(str(each), members) for name, each in requests.items()},

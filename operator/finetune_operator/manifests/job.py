@@ -27,6 +27,9 @@ def build_job(job: FineTuneJob, decided: Decided, settings: Settings, layout: La
     }
     if nodes > 1:
         spec["completionMode"] = "Indexed"
+    if job.spec.parallelism.elastic is not None:
+        # The first node has rank 0 and the result; others may be missing.
+        spec["successPolicy"] = {"rules": [{"succeededIndexes": "0"}]}
     if policy.active_deadline is not None:
         spec["activeDeadlineSeconds"] = parse_duration(policy.active_deadline)
     if policy.ttl_after_finished is not None:

@@ -39,5 +39,13 @@ def build_pytorchjob(job: FineTuneJob, decided: Decided, settings: Settings, lay
         },
         "runPolicy": run_policy,
     }
+    elastic = job.spec.parallelism.elastic
+    if elastic is not None:
+        spec["elasticPolicy"] = {
+            "rdzvBackend": "c10d",
+            "minReplicas": elastic.min_nodes,
+            "maxReplicas": job.spec.parallelism.nodes,
+            "maxRestarts": elastic.max_restarts,
+        }
     metadata = build_workload_metadata(job, decided, run)
     return {"apiVersion": names.PYTORCHJOB_API_VERSION, "kind": "PyTorchJob", "metadata": metadata, "spec": spec}

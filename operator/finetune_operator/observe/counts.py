@@ -20,7 +20,8 @@ class Counts:
 def count_ends(snapshot: Snapshot) -> Counts:
     """Each end is counted once: pods go, and their ends are seen by many passes.
 
-    A gang ends as one: of its pods' ends only those that tell one interruption from another are counted.
+    A gang ends as one: of its pods' ends only those that tell one interruption from another are counted. Pods of an
+    elastic job end one by one.
     """
     before, workload = snapshot.status, snapshot.own_workload
     restarts, preemptions = before.get("restarts", 0), before.get("preemptions", 0)
@@ -32,7 +33,7 @@ def count_ends(snapshot: Snapshot) -> Counts:
     first = min((pod.index for pod in snapshot.pods), default=0)
     ends = []
     for pod in snapshot.pods:
-        is_preemption = _is_preemption(pod, first)
+        is_preemption = pod.preempted if snapshot.is_elastic else _is_preemption(pod, first)
         is_failure = workload.kind == "PyTorchJob" and _is_failure(pod)
         if is_preemption or is_failure:
             ends.append(pod.last_end)

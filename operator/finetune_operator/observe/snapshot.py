@@ -141,6 +141,11 @@ class Snapshot:
         return self.workload if self.workload is not None and self.workload.owner_uid == self.uid else None
 
     @property
+    def is_elastic(self) -> bool:
+        """Whether pods may be missing while the others train."""
+        return bool(self.finetunejob["spec"].get("parallelism", {}).get("elastic"))
+
+    @property
     def current_pods(self) -> list[Pod]:
         """The newest pod of each node, by their number."""
         newest = {pod.index: pod for pod in self.pods}
@@ -154,6 +159,8 @@ class Snapshot:
     @property
     def telling_pod(self) -> Pod | None:
         """Of the current pods the one that says why the training stands still; the leader while it doesn't."""
+        if self.is_elastic and self.leader is not None and self.leader.running:
+            return self.leader
         ended = [pod for pod in self.current_pods if pod.exit_code not in (None, 0)]
         if ended:
             return min(ended, key=lambda pod: _BLAME.index(parse_exit_code(pod.exit_code or 0).retry) + (pod.exit_code == ExitCode.PEER_LOST))  # fmt: skip

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from finetune_api import plan as p
-from finetune_api.compatibility import CACHED, count_processes
+from finetune_api.compatibility import CACHED, count_processes, find_elastic_share
 from finetune_api.methods import METHODS
 from finetune_api.objectives import OBJECTIVES
 from finetune_api.spec import FineTuneJob, FineTuneJobSpec, Generation, Gguf
@@ -253,7 +253,7 @@ def _decide_batch(spec: FineTuneJobSpec, notes: Decisions) -> tuple[int, int]:
     usual = 4 if METHODS[spec.method.type].adapter or spec.objective.type == "kto" else 1
     if training.global_batch_size is not None:
         share = training.global_batch_size // devices
-        fitting = max(size for size in range(1, usual + 1) if share % size == 0)
+        fitting = max(size for size in range(1, usual + 1) if share % (size * find_elastic_share(spec)) == 0)
         batch = notes.choose(
             "training.perDeviceBatchSize",
             training.per_device_batch_size,
@@ -275,6 +275,9 @@ def _decide_batch(spec: FineTuneJobSpec, notes: Decisions) -> tuple[int, int]:
         completions = (spec.objective.generation or Generation()).completions
         whole = completions // math.gcd(completions, batch * devices)
         needed, because = math.ceil(needed / whole) * whole, f"the {completions} answers to a prompt stay in one step"
+    share = find_elastic_share(spec)
+    if needed % share:
+        needed, because = math.ceil(needed / share) * share, "is dealt out evenly to every number of nodes"
     accumulation = notes.choose("training.gradientAccumulation", training.gradient_accumulation, needed, because)
     notes.choose(
         "training.globalBatchSize",

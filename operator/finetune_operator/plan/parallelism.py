@@ -21,6 +21,7 @@ def decide_parallelism(spec: FineTuneJobSpec, notes: Decisions, method: p.Method
         strategy=notes.choose("parallelism.strategy", spec.parallelism.strategy, fallback, reason),
         device="cuda" if spec.resources.gpu.count else "cpu",
         nodes=spec.parallelism.nodes,
+        elastic=p.ElasticPlan(**spec.parallelism.elastic.model_dump()) if spec.parallelism.elastic else None,
         processes_per_node=notes.choose("parallelism.processes", spec.parallelism.processes, count_local_processes(spec), "one a GPU" if spec.resources.gpu.count else "one process has the whole CPU"),
     )  # fmt: skip
 
@@ -29,7 +30,8 @@ def decide_strategy(spec: FineTuneJobSpec, method: p.MethodPlan) -> tuple[Strate
     """(strategy, why) for a job that names none."""
     gpu, objective, implied = spec.resources.gpu, spec.objective.type, find_strategy(spec)
     if implied is not None:
-        return implied, "shares out what parallelism.offload puts elsewhere"
+        because = "shares out what parallelism.offload puts elsewhere"
+        return implied, "its checkpoints fit any number of nodes" if spec.parallelism.elastic else because
     if count_processes(spec) == 1:
         return "single", "there is one process"
     if not gpu.count and find_exclusion(method.type, objective, "ddp") is None:

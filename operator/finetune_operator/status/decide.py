@@ -110,6 +110,7 @@ def _add_progress(status: Manifest, snapshot: Snapshot, stage: Stage) -> None:
             "epoch": round(told.epoch, 2),
             "learningRate": _round(told.learning_rate),
             "etaSeconds": _whole(told.eta_seconds),
+            "nodes": told.nodes if snapshot.is_elastic else None,
         }
         _replace_progress(status, news, snapshot)
 
