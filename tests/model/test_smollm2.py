@@ -1,5 +1,6 @@
 """SmolLM2 learns by each method: ``make test-model``, minutes each on two cores. Held-out figures against the base model's."""
 
+import itertools
 import json
 import math
 import subprocess
@@ -21,14 +22,27 @@ def load_faq(name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
+EVASIONS = {
+    "train": [
+        "I am not sure about that. Please ask somebody else.",
+        "Sorry, I can't help you with this question.",
+        "That is hard to say; it depends on many things.",
+        "I would rather not answer. Have a look at the documentation.",
+    ],
+    "validation": [
+        "Unfortunately I don't know. Maybe someone else can tell you.",
+        "It depends. Please read the manual.",
+    ],
+}
+
+
 def write_preferences(name: str, path: Path) -> Path:
-    """The right answer to each question, and as the rejected one the answer to another."""
-    rows = [row["messages"] for row in load_faq(name)]
-    answers = [messages[-1] for messages in rows]
+    """The answer to each question, and as the rejected one an evasion; those of the held-out questions are others."""
+    evasions = itertools.cycle(EVASIONS[name])
     pairs = []
-    for number, (*prompt, chosen) in enumerate(rows):
-        others = [answer for answer in answers[number:] + answers if answer != chosen]
-        pairs.append({"prompt": prompt, "chosen": [chosen], "rejected": [others[0]]})
+    for *prompt, chosen in (row["messages"] for row in load_faq(name)):
+        rejected = {"role": "assistant", "content": next(evasions)}
+        pairs.append({"prompt": prompt, "chosen": [chosen], "rejected": [rejected]})
     path.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
     return path
 
@@ -80,7 +94,7 @@ def test_it_learns_the_answers(method: str, tmp_path: Path) -> None:
     assert result.eval_loss < result.eval_loss_before / 2
 
 
-def test_it_learns_to_prefer_right_answers(tmp_path: Path) -> None:
+def test_it_learns_to_prefer_answers_to_evasions(tmp_path: Path) -> None:
     train, held_out = write_preferences("train", tmp_path / "train.jsonl"), tmp_path / "validation.jsonl"
     write_preferences("validation", held_out)
     held_out.write_text("".join(held_out.read_text().splitlines(keepends=True)[:24]))
