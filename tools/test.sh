@@ -7,7 +7,7 @@ trap 'kill "${trainer:-}" 2>/dev/null; rm -f "$log"' EXIT
 
 .venv/bin/pytest tests/unit tests/golden || exit
 .venv/bin/python -m tests.cluster.harness.binaries || exit
-nice -n 19 .venv/bin/pytest --numprocesses 2 --dist loadfile tests/trainer >"$log" 2>&1 &
+nice -n 5 .venv/bin/pytest --numprocesses 2 --dist loadfile tests/trainer >"$log" 2>&1 &
 trainer=$!
 .venv/bin/pytest --ignore tests/trainer
 others=$?

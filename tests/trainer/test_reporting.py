@@ -13,6 +13,7 @@ from finetune_api import metrics
 from finetune_api.exit_codes import ExitCode
 from finetune_api.plan import JobIdentity, TrainingPlan
 from finetune_api.progress import ArtifactRecord, Progress, Termination
+from finetune_trainer.distributed import Ranks
 from finetune_trainer.report import devices
 from finetune_trainer.report.server import serve_state
 from finetune_trainer.report.state import RunState, Throughput
@@ -296,7 +297,7 @@ def test_a_run_on_the_cpu_tells_nothing_of_gpus(
     monkeypatch.setattr("finetune_trainer.run.run_training", lambda *_: None)
     for parallelism in ({}, {"device": "cuda", "processes_per_node": 4}):
         plan = make(observability={"metrics_port": 0}, parallelism=parallelism)
-        monkeypatch.setattr("finetune_trainer.distributed.join_ranks", lambda _: None)
+        monkeypatch.setattr("finetune_trainer.distributed.join_ranks", lambda each: Ranks(0, 0, each.world_size))
         trainer._run(plan, True, Recorder(), RunState(plan.job), trainer.StopRequest())
     assert opened == [0, 4]
 
