@@ -15,6 +15,7 @@ from tests.chart.chart import CHART, RELEASE, VALUES, render
 from tests.chart.release import RESTRICTED, Release, write_previous_chart
 from tests.cluster.harness.audit import service_account_user
 from tests.cluster.harness.control_plane import ControlPlane
+from tests.cluster.harness.definitions import wait_for_definition
 from tests.cluster.harness.waiting import wait_until
 from tests.cluster.operator_process import Jobs, OperatorProcess
 
@@ -47,7 +48,7 @@ def exists(cluster: ControlPlane, path: str) -> bool:
 
 
 def wait_for_crd(cluster: ControlPlane) -> None:
-    cluster.kubectl("wait", "--for=condition=Established", "--timeout=30s", f"crd/{names.PLURAL}.{names.GROUP}")
+    wait_for_definition(cluster, f"{names.PLURAL}.{names.GROUP}")
 
 
 def test_everything_is_installed_and_the_pods_are_admitted_as_restricted(helm: Release, cluster: ControlPlane):

@@ -9,6 +9,7 @@ from finetune_operator.cluster.transport import Transport
 from finetune_operator.telemetry import Telemetry
 from tests.cluster.harness.api import Object
 from tests.cluster.harness.control_plane import ControlPlane
+from tests.cluster.harness.definitions import wait_for_definition
 
 ACCOUNT = "operator"
 CRDS = Path(__file__).parents[2] / "crds"
@@ -18,7 +19,7 @@ FINETUNEJOBS = f"/apis/{names.API_VERSION}"
 def install_crd(control_plane: ControlPlane) -> None:
     """Apply crds/ and wait until FineTuneJobs are served."""
     control_plane.kubectl("apply", "--server-side", "--force-conflicts", "--filename", str(CRDS))
-    control_plane.kubectl("wait", "--for=condition=Established", "--timeout=30s", "--filename", str(CRDS))
+    wait_for_definition(control_plane, f"{names.PLURAL}.{names.GROUP}")
 
 
 def create_account(control_plane: ControlPlane, namespace: str, name: str = ACCOUNT) -> Path:

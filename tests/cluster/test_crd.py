@@ -28,6 +28,7 @@ from finetune_operator.spec.parse import parse_finetunejob
 from tests import strategies
 from tests.cluster.harness.api import Object
 from tests.cluster.harness.control_plane import ControlPlane
+from tests.cluster.harness.definitions import wait_for_definition
 from tests.invalid import Invalid, load_corpus
 from tools.crd_compatibility import DECIDED
 
@@ -89,7 +90,7 @@ def crd(control_plane: ControlPlane) -> None:
 
 def _establish(control_plane: ControlPlane, definition: str, api_version: str) -> None:
     control_plane.kubectl("apply", "--server-side", "--force-conflicts", "--filename", "-", stdin=definition)
-    control_plane.kubectl("wait", "--for=condition=Established", "--timeout=30s", "--filename", "-", stdin=definition)
+    wait_for_definition(control_plane, yaml.safe_load(definition)["metadata"]["name"])
     # Established is told before the endpoint serves the new schema.
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:

@@ -11,7 +11,11 @@ from tests.cluster.harness.waiting import wait_until
 def install_definition(control_plane: ControlPlane, file: Path) -> None:
     """Applies a file with one definition, and waits until its kind is served."""
     control_plane.kubectl("apply", "--server-side", "--filename", str(file))
-    name = yaml.safe_load(file.read_text())["metadata"]["name"]
+    wait_for_definition(control_plane, yaml.safe_load(file.read_text())["metadata"]["name"])
+
+
+def wait_for_definition(control_plane: ControlPlane, name: str) -> None:
+    """Until the API server serves the kind of the definition of this name."""
     path = f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{name}"
 
     def is_served() -> bool:
