@@ -19,6 +19,8 @@ demo: setup ## Fine-tune a small model on this machine with the quickstart and s
 	@$(BIN)/finetune run manifests/examples/quickstart.yaml --output-dir $${DEMO_DIR:-finetune-runs/quickstart}
 
 test: setup ## Install what the tests need and run all of them
+	$(BIN)/pytest $(FAST)
+	$(BIN)/python -m tests.cluster.harness.binaries
 	@tools/test.sh
 
 test-node: setup ## Only the tests on a real node (kubelet, containerd); they need root

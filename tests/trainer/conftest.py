@@ -82,6 +82,12 @@ def make(tmp_path: Path, tiny_model: Path) -> Callable[..., TrainingPlan]:
     return build
 
 
+def read_events(log: Path) -> list[dict[str, Any]]:
+    """What a trainer has said so far, as JSON."""
+    lines = log.read_text().splitlines() if log.exists() else []
+    return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
+
+
 @dataclass
 class TrainerProcess:
     """A real process that runs one plan."""
@@ -93,9 +99,7 @@ class TrainerProcess:
 
     def events(self, name: str | None = None) -> list[dict[str, Any]]:
         """What it has said on stderr so far, as JSON."""
-        lines = self.log.read_text().splitlines() if self.log.exists() else []
-        events = [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
-        return [event for event in events if name is None or event["event"] == name]
+        return [event for event in read_events(self.log) if name is None or event["event"] == name]
 
     def wait_for(self, condition: Callable[[dict[str, Any]], bool], seconds: float = 120) -> dict[str, Any]:
         """The first event that meets ``condition``."""

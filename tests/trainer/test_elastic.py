@@ -15,7 +15,7 @@ from finetune_api.exit_codes import ExitCode
 from finetune_api.plan import ElasticPlan, TrainingPlan
 from finetune_trainer.checkpoint.resume import name_checkpoint
 from finetune_trainer.report.termination import build_termination, format_termination
-from tests.trainer.conftest import Start, clear
+from tests.trainer.conftest import Start, clear, read_events
 from tests.trainer.ranks import begin_launcher, free_port
 
 STEPS = 40
@@ -27,9 +27,9 @@ ELASTIC = {
 }
 
 
-def read_events(folder: Path, name: str) -> list[dict]:
-    lines = (folder / "stderr").read_text().splitlines()
-    return [event for line in lines if line.startswith("{") and (event := json.loads(line))["event"] == name]
+def read_nodes(folder: Path, name: str) -> list[int]:
+    """How many nodes there were at each event of this name."""
+    return [event["nodes"] for event in read_events(folder / "stderr") if event["event"] == name]
 
 
 def wait_for(condition: Callable[[], bool], node: "subprocess.Popen[bytes]", folder: Path) -> None:
@@ -72,7 +72,7 @@ def test_from_two_nodes_to_one_and_back_by_the_same_rows(
 
     def count_steps(nodes: int) -> int:
         """Done by so many nodes."""
-        return len([event for event in read_events(folders[0], "progress") if event["nodes"] == nodes])
+        return read_nodes(folders[0], "progress").count(nodes)
 
     wait_for(lambda: count_steps(nodes=2) >= 5, first, folders[0])
     second.send_signal(signal.SIGTERM)
@@ -86,7 +86,7 @@ def test_from_two_nodes_to_one_and_back_by_the_same_rows(
     rank.resume()
     assert [node.wait(240) for node in (first, second)] == [0, 0], (folders[0] / "stderr").read_text()[-3000:]
 
-    assert [event["nodes"] for event in read_events(folders[0], "nodes")] == [2, 1, 2]
+    assert read_nodes(folders[0], "nodes") == [2, 1, 2]
     assert all('"reason":"Succeeded"' in (folder / "termination").read_text() for folder in (folders[0], folders[2]))
     result = json.loads((Path(plan.output.directory) / "result.json").read_text())
     assert (result["steps"], result["resumes"], result["lostSteps"]) == (STEPS, 2, 0)

@@ -48,6 +48,17 @@ def test_what_is_accepted_can_be_dealt_out_to_every_number_of_nodes(nodes: int, 
         assert rows[0] == rows[1]
 
 
+def test_the_answers_to_a_prompt_stay_in_one_step_of_any_number_of_nodes() -> None:
+    objective = {"type": "grpo", "rewardFunctions": ["number-match"], "generation": {"completions": 9}}
+    parallelism = {"nodes": 3, "elastic": {"minNodes": 2}}
+    plan = decide(build_finetunejob(objective=objective, parallelism=parallelism))[0].plan
+    rows = plan.training.per_device_batch_size * plan.training.gradient_accumulation * plan.parallelism.world_size
+    assert (
+        rows % 9 == 0
+        and plan.on_nodes(2).training.gradient_accumulation == rows // 2 // plan.training.per_device_batch_size
+    )
+
+
 def test_it_runs_as_long_as_the_first_node_does() -> None:
     pods = [pod(0, RUNNING), pod(1, exited(75, SAVED), conditions=DISRUPTED), pod(2, None, conditions=[UNSCHEDULABLE])]
     progress = Progress(run_id=UID, stage="training", step=41, total_steps=90, nodes=1)

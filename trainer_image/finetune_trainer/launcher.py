@@ -56,6 +56,7 @@ def launch(plan_file: Path, parallelism: ParallelismPlan) -> int:
     with tempfile.TemporaryDirectory(prefix="finetune-ranks-") as directory:
         os.environ[RANK_DIRECTORY_ENV] = directory
         failures: dict[int, ProcessFailure] = {}
+        termination: Termination | None = None
         try:
             config = LaunchConfig(
                 min_nodes=parallelism.elastic.min_nodes if parallelism.elastic else parallelism.nodes,
@@ -73,16 +74,14 @@ def launch(plan_file: Path, parallelism: ParallelismPlan) -> int:
         except ChildFailedError as error:
             failures = error.failures
         except TrainerError as error:
-            os.environ.pop(RANK_DIRECTORY_ENV)
-            write_termination(build_termination(error.code, str(error)))
-            return error.code
+            code, termination = int(error.code), build_termination(error.code, str(error))
         except RoundsEnded as end:
-            os.environ.pop(RANK_DIRECTORY_ENV)
-            write_termination(end.termination)
-            return end.code
-        code, rank = _find_cause(failures, stopping.is_set())
+            code, termination = int(end.code), end.termination
+        if termination is None:
+            code, rank = _find_cause(failures, stopping.is_set())
+            termination = _read_termination(Path(directory), rank, code)
         os.environ.pop(RANK_DIRECTORY_ENV)
-        write_termination(_read_termination(Path(directory), rank, code))
+        write_termination(termination)
     return code
 
 

@@ -271,13 +271,14 @@ def _decide_batch(spec: FineTuneJobSpec, notes: Decisions) -> tuple[int, int]:
         math.ceil(GLOBAL_BATCH_SIZE / (batch * devices)),
         f"makes about {GLOBAL_BATCH_SIZE} rows an optimiser step",
     )
+    whole, share = 1, find_elastic_share(spec)
     if OBJECTIVES[spec.objective.type].generates:
         completions = (spec.objective.generation or Generation()).completions
         whole = completions // math.gcd(completions, batch * devices)
         needed, because = math.ceil(needed / whole) * whole, f"the {completions} answers to a prompt stay in one step"
-    share = find_elastic_share(spec)
     if needed % share:
-        needed, because = math.ceil(needed / share) * share, "is dealt out evenly to every number of nodes"
+        both = math.lcm(whole, share)
+        needed, because = math.ceil(needed / both) * both, "is dealt out evenly to every number of nodes"
     accumulation = notes.choose("training.gradientAccumulation", training.gradient_accumulation, needed, because)
     notes.choose(
         "training.globalBatchSize",

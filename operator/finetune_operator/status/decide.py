@@ -36,10 +36,9 @@ def decide_status(snapshot: Snapshot, stage: Stage, job: FineTuneJob | None, dec
         _add_workload(status, snapshot, snapshot.own_workload)
     if job is not None:
         _add_market(status, snapshot, job)
-    if job is not None and decided is not None:
-        status |= decide_spend(snapshot, job, decided)
     _add_progress(status, snapshot, stage)
     if job is not None and decided is not None:
+        status |= decide_spend(snapshot, job, decided)
         _add_result(status, snapshot, stage, job, decided)
     if stage.phase in (Phase.SUCCEEDED, Phase.FAILED) and stage.reason != Reason.INVALID_SPEC:
         status.setdefault("completionTime", format_time(snapshot.now))

@@ -20,7 +20,9 @@ def decide_spend(snapshot: Snapshot, job: FineTuneJob, decided: Decided) -> Mani
     gpus, now = job.spec.resources.gpu.count, snapshot.now.replace(microsecond=0)
     until = datetime.fromisoformat(before["spentUntil"]) if before else _EVER
     seconds = sum(_seconds_held(pod, until, now) for pod in snapshot.pods)
-    has_ended = any(pod.released_at is not None and _parse(pod.released_at) > until for pod in snapshot.pods)
+    has_ended = any(
+        pod.released_at is not None and datetime.fromisoformat(pod.released_at) > until for pod in snapshot.pods
+    )
     if not gpus or not seconds or (now - until < COUNTED_FROM and not has_ended):
         return before
     hours = gpus * seconds / 3600
@@ -36,9 +38,5 @@ def _seconds_held(pod: Pod, since: datetime, now: datetime) -> float:
     """How long a pod held its GPUs between two moments."""
     if pod.held_since is None:
         return 0.0
-    end = min(now, _parse(pod.released_at)) if pod.released_at is not None else now
-    return max(0.0, (end - max(since, _parse(pod.held_since))).total_seconds())
-
-
-def _parse(moment: str) -> datetime:
-    return datetime.fromisoformat(moment)
+    end = min(now, datetime.fromisoformat(pod.released_at)) if pod.released_at is not None else now
+    return max(0.0, (end - max(since, datetime.fromisoformat(pod.held_since))).total_seconds())
