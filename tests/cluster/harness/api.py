@@ -104,7 +104,7 @@ class Watch:
         """Ends the iteration from another thread."""
         self._stopped = True
         if self._response:
-            with contextlib.suppress(ValueError):  # it has just ended by itself
+            with contextlib.suppress(ValueError, OSError):  # it has just ended by itself
                 self._response.shutdown()
 
     def __enter__(self) -> Self:

@@ -67,7 +67,8 @@ def peak_host_memory_bytes() -> int:
 
 def gpu_memory_bytes() -> tuple[int, int]:
     """Device memory that this rank holds, now and at its peak; zeros without a GPU or before torch is loaded."""
-    torch = sys.modules.get("torch")
-    if torch is None or not torch.cuda.is_available() or not torch.cuda.is_initialized():
+    cuda = sys.modules.get("torch.cuda")
+    # A scrape may come while another thread is still importing it.
+    if cuda is None or not getattr(cuda, "is_initialized", bool)():
         return 0, 0
-    return torch.cuda.memory_allocated(), torch.cuda.max_memory_allocated()
+    return cuda.memory_allocated(), cuda.max_memory_allocated()
