@@ -105,10 +105,22 @@ class Standing:
         return True
 
 
+class Heard:
+    """A heartbeat that hears what it is told."""
+
+    def __init__(self) -> None:
+        self.lost = threading.Event()
+
+    def begin_round(self) -> None:
+        self.lost.clear()
+
+
 @pytest.mark.parametrize(
     ("ends", "code"),
     [
         ([["PeerLost"], ["Preempted"], ["PeerLost"]], None),
+        # Its ranks were killed because another node went silent.
+        ([["lost"], ["lost"]], None),
         ([["TrainerError"], ["Preempted"]], None),
         ([["TrainerError"], ["TrainerError"]], ExitCode.ERROR),
         ([[], []], ExitCode.ERROR),
@@ -122,14 +134,17 @@ def test_how_a_round_ended_decides_whether_another_follows(
     from finetune_api.exit_codes import TABLE
     from finetune_trainer.elastic import ElasticRendezvous, RoundsEnded
 
-    inner = Standing()
+    inner, heartbeat = Standing(), Heard()
     elastic = ElasticPlan(min_nodes=1, max_restarts=1)
-    rendezvous = ElasticRendezvous(inner, elastic, 1, tmp_path, threading.Event())
+    rendezvous = ElasticRendezvous(inner, elastic, 1, tmp_path, threading.Event(), heartbeat)
     codes = {meaning.reason: each for each, meaning in TABLE.items()}
     ended = None
     for round_ in ends:
         assert rendezvous.next_rendezvous() == "round"
         for rank, reason in enumerate(round_):
+            if reason == "lost":
+                heartbeat.lost.set()
+                continue
             words = build_termination(codes[reason], f"it was {reason}")
             (tmp_path / str(rank)).write_text(format_termination(words))
     try:

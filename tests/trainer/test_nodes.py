@@ -7,10 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import psutil
+import pytest
 
 from finetune_api.exit_codes import ExitCode
 from finetune_api.plan import TrainingPlan
 from finetune_trainer.errors import is_peer_lost
+from finetune_trainer.heartbeat import INTERVAL, LOST_AFTER, Peers
 from tests.trainer.conftest import adapter_bytes, clear
 from tests.trainer.ranks import begin_launcher, free_port
 
@@ -30,9 +32,13 @@ def wait_for_step(folder: Path, step: int, nodes: list[subprocess.Popen[bytes]])
         time.sleep(0.02)
 
 
+def list_processes(node: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    return [*psutil.Process(node.pid).children(recursive=True), psutil.Process(node.pid)]
+
+
 def kill_node(node: subprocess.Popen[bytes]) -> None:
-    """All of its processes at once, as when the power goes."""
-    for process in [*psutil.Process(node.pid).children(recursive=True), psutil.Process(node.pid)]:
+    """All of its processes at once; their connections are closed."""
+    for process in list_processes(node):
         process.kill()
 
 
@@ -58,6 +64,43 @@ def test_a_node_that_loses_the_other_is_free_to_come_back(make: Callable[..., Tr
         assert [node.wait(300) for node in nodes] == [0, 0], (again / "0/stderr").read_text()[-3000:]
         assert '"event": "resumed"' in (again / "0/stderr").read_text()
         assert adapter_bytes(plan) == expected
+
+
+@pytest.mark.parametrize("silent", [0, 1])
+def test_a_node_that_goes_silent_is_not_waited_for(
+    make: Callable[..., TrainingPlan], tmp_path: Path, silent: int
+) -> None:
+    """As when the power goes: its connections stay open, and the collective that waits for it would wait half an hour."""
+    sections = {"parallelism": TWO_NODES, "training": {"per_device_batch_size": 1, "epochs": 100.0}}
+    nodes = begin(make(**sections), tmp_path)
+    wait_for_step(tmp_path, 5, nodes)
+    time.sleep(2 * INTERVAL)
+    for process in list_processes(nodes[silent]):
+        process.suspend()
+    try:
+        assert nodes[1 - silent].wait(2 * LOST_AFTER) == ExitCode.PEER_LOST
+    finally:
+        kill_node(nodes[silent])
+    assert "went silent" in (tmp_path / f"{1 - silent}/termination").read_text()
+
+
+def test_what_is_heard_of_a_node_tells_whether_it_is_lost() -> None:
+    peers = Peers()
+    assert not peers.hear(1, "one 8", 0)
+    # It may have been gone when the round began.
+    assert not peers.hear(1, "one 8", 2 * LOST_AFTER)
+    assert not peers.hear(1, "one 9", 100)
+    assert not peers.hear(1, "one 9", 100 + LOST_AFTER)
+    assert peers.hear(1, "one 9", 101 + LOST_AFTER)
+    assert not peers.hear(1, "one 10", 102 + LOST_AFTER)
+    # Another one in its place.
+    assert peers.hear(1, "two 0", 103 + LOST_AFTER)
+
+
+def test_who_leaves_is_not_missed() -> None:
+    peers = Peers()
+    beats = ["one 1", "one 2", "left", "left", "two 0", "two 1"]
+    assert not any(peers.hear(1, beat, number * 1000) for number, beat in enumerate(beats))
 
 
 def test_an_error_of_its_own_is_not_blamed_on_another_node() -> None:

@@ -24,6 +24,7 @@ from torch.distributed.elastic.rendezvous.dynamic_rendezvous import create_handl
 from finetune_api.exit_codes import TABLE, ExitCode, Retry
 from finetune_api.plan import ElasticPlan
 from finetune_api.progress import Termination
+from finetune_trainer.heartbeat import Heartbeat
 from finetune_trainer.report.termination import build_termination
 
 BACKEND = "finetune-elastic"
@@ -60,12 +61,14 @@ class ElasticRendezvous(RendezvousHandler):  # type: ignore[misc]
         processes: int,
         last_words: Path,
         stopping: threading.Event,
+        heartbeat: Heartbeat,
     ) -> None:
         self._inner = inner
         self._elastic = elastic
         self._processes = processes
         self._last_words = last_words
         self._stopping = stopping
+        self._heartbeat = heartbeat
         self._rounds = 0
         self._restarts = 0
         self._is_growing = False
@@ -97,7 +100,9 @@ class ElasticRendezvous(RendezvousHandler):  # type: ignore[misc]
         self._is_growing = False
         forward = signal.signal(signal.SIGTERM, self._stop_waiting)
         try:
-            return self._inner.next_rendezvous()
+            info = self._inner.next_rendezvous()
+            self._heartbeat.begin_round()
+            return info
         except RendezvousError as error:
             raise self._end(ExitCode.PEER_LOST, "the node where all meet is away; this one comes back later") from error
         finally:
@@ -139,7 +144,8 @@ class ElasticRendezvous(RendezvousHandler):  # type: ignore[misc]
             raise self._end(ExitCode.PREEMPTED, next(saved, "told to stop before the first step; nothing is lost"))
         failed = next((each for code, each in ends if TABLE[code].retry is Retry.COUNTED), None)
         # A rank that was killed leaves no words; nor does one that was told to stop before it could listen.
-        if failed is not None or (len(words) < self._processes and not self._is_growing):
+        is_silent = len(words) < self._processes and not self._is_growing and not self._heartbeat.lost.is_set()
+        if failed is not None or is_silent:
             self._restarts += 1
             if self._restarts > self._elastic.max_restarts:
                 raise self._end(ExitCode.ERROR, failed or "a rank was killed, and left no word")
@@ -150,13 +156,15 @@ class ElasticRendezvous(RendezvousHandler):  # type: ignore[misc]
         return RoundsEnded(code, build_termination(code, words) if isinstance(words, str) else words)
 
 
-def register_rendezvous(elastic: ElasticPlan, processes: int, last_words: Path, stopping: threading.Event) -> str:
+def register_rendezvous(
+    elastic: ElasticPlan, processes: int, last_words: Path, stopping: threading.Event, heartbeat: Heartbeat
+) -> str:
     """Make it known to torchrun; the name of its backend."""
 
     def create(parameters: RendezvousParameters) -> RendezvousHandler:
         backend, store = create_backend(parameters)
         inner = create_handler(store, backend, parameters)
-        return ElasticRendezvous(inner, elastic, processes, last_words, stopping)
+        return ElasticRendezvous(inner, elastic, processes, last_words, stopping, heartbeat)
 
     # The stores of two rounds must not be one: a rank that comes late would meet the last round's.
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"

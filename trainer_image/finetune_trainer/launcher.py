@@ -8,7 +8,7 @@ import tempfile
 import threading
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import psutil  # type: ignore[import-untyped]
 
@@ -20,6 +20,8 @@ from finetune_trainer.report.termination import RANK_DIRECTORY_ENV, build_termin
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+
+    from finetune_trainer.heartbeat import Heartbeat
 
 _AFTER_FAILURE = 15
 """Seconds that the other ranks have to end after one failed; they may hang in a collective that it left."""
@@ -49,6 +51,7 @@ def launch(plan_file: Path, parallelism: ParallelismPlan) -> int:
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     from finetune_trainer.elastic import RoundsEnded
+    from finetune_trainer.heartbeat import Heartbeat
 
     processes = parallelism.processes_per_node
     if parallelism.device == "cpu":
@@ -57,13 +60,17 @@ def launch(plan_file: Path, parallelism: ParallelismPlan) -> int:
         os.environ[RANK_DIRECTORY_ENV] = directory
         failures: dict[int, ProcessFailure] = {}
         termination: Termination | None = None
+        heartbeat: Heartbeat | None = None
         try:
+            place = _find_place(parallelism.nodes)
+            if place is not None:
+                heartbeat = Heartbeat(*place, parallelism.nodes)
             config = LaunchConfig(
                 min_nodes=parallelism.elastic.min_nodes if parallelism.elastic else parallelism.nodes,
                 max_nodes=parallelism.nodes,
                 nproc_per_node=processes,
                 run_id="finetune",
-                **_build_rendezvous(parallelism, Path(directory), stopping),
+                **_build_rendezvous(parallelism, place, heartbeat, Path(directory), stopping),
                 # The agent would answer SIGTERM by killing ranks that are still writing their checkpoint.
                 signals_to_handle="SIGHUP",
                 shutdown_timeout=_AFTER_FAILURE,
@@ -77,7 +84,13 @@ def launch(plan_file: Path, parallelism: ParallelismPlan) -> int:
             code, termination = int(error.code), build_termination(error.code, str(error))
         except RoundsEnded as end:
             code, termination = int(end.code), end.termination
-        if termination is None:
+        finally:
+            if heartbeat is not None:
+                heartbeat.leave()
+        if termination is None and failures and heartbeat is not None and heartbeat.lost.is_set():
+            code = ExitCode.PEER_LOST
+            termination = build_termination(code, "another node went silent; this one waits for it to come back")
+        elif termination is None:
             code, rank = _find_cause(failures, stopping.is_set())
             termination = _read_termination(Path(directory), rank, code)
         os.environ.pop(RANK_DIRECTORY_ENV)
@@ -85,14 +98,18 @@ def launch(plan_file: Path, parallelism: ParallelismPlan) -> int:
     return code
 
 
-def _build_rendezvous(parallelism: ParallelismPlan, last_words: Path, stopping: threading.Event) -> dict[str, Any]:
-    """Where the nodes' launchers meet, and how often. Several meet at the first one, in the order of their numbers.
+class _Place(NamedTuple):
+    """Where the launchers of several nodes meet, at the first one, and which of them this is."""
 
-    Raises: InvalidInputError when the environment doesn't say where, or which number this node has.
-    """
-    nodes, elastic = parallelism.nodes, parallelism.elastic
+    host: str
+    port: int
+    node: int
+
+
+def _find_place(nodes: int) -> _Place | None:
+    """As the environment says; None for a node that is alone. Raises: InvalidInputError when it doesn't say it all."""
     if nodes == 1:
-        return {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "local_addr": "localhost", "max_restarts": 0}
+        return None
     numbers = [os.environ[name] for name in _NODE_RANKS if name in os.environ]
     missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if not numbers:
@@ -102,20 +119,33 @@ def _build_rendezvous(parallelism: ParallelismPlan, last_words: Path, stopping: 
             f"parallelism.nodes is {nodes}, and the environment lacks {', '.join(missing)}: start one process on each "
             "node with them, as Kubeflow's PyTorchJob does"
         )
-    endpoint = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-    number = int(numbers[0])
+    return _Place(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), int(numbers[0]))
+
+
+def _build_rendezvous(
+    parallelism: ParallelismPlan,
+    place: _Place | None,
+    heartbeat: "Heartbeat | None",
+    last_words: Path,
+    stopping: threading.Event,
+) -> dict[str, Any]:
+    """How the nodes' launchers meet, and how often."""
+    if place is None or heartbeat is None:
+        return {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "local_addr": "localhost", "max_restarts": 0}
+    elastic, endpoint = parallelism.elastic, f"{place.host}:{place.port}"
     if elastic is None:
-        configuration: dict[str, Any] = {"rank": number}
+        configuration: dict[str, Any] = {"rank": place.node}
         return {"rdzv_backend": "static", "rdzv_endpoint": endpoint, "rdzv_configs": configuration, "max_restarts": 0}
     from finetune_trainer.elastic import CONFIGURATION, register_rendezvous
 
+    processes = parallelism.processes_per_node
     return {
-        "rdzv_backend": register_rendezvous(elastic, parallelism.processes_per_node, last_words, stopping),
+        "rdzv_backend": register_rendezvous(elastic, processes, last_words, stopping, heartbeat),
         "rdzv_endpoint": endpoint,
-        "rdzv_configs": CONFIGURATION | {"is_host": number == 0},
+        "rdzv_configs": CONFIGURATION | {"is_host": place.node == 0},
         # Ranks are numbered by their nodes' addresses, and rank 0 has to be on the first node, the one that is asked for
         # the progress. Of the others nobody needs the address.
-        "local_addr": os.environ["MASTER_ADDR"] if number == 0 else f"~{number:05}",
+        "local_addr": place.host if place.node == 0 else f"~{place.node:05}",
         # Which ends count is decided between the rounds.
         "max_restarts": sys.maxsize,
     }
