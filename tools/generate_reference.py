@@ -61,6 +61,7 @@ COMPANIONS: tuple[Object, ...] = (
     {"resources": {"gang": {"scheduler": "scheduler-plugins"}}},
     {"spot": {"enabled": True, "gracePeriod": "25s"}},
     {"network": {"rdma": {"count": 8}}},
+    {"preflight": {"enabled": True}, "resources": {"gpu": {"count": 2}}},
     {"resources": {"gpu": {"count": 0}}},
     {"resources": {"memory": "64Gi"}},
     {"observability": {"trackers": ["wandb"], "wandbSecretRef": {"name": "other", "key": "other"}}},

@@ -768,6 +768,20 @@ RULES: tuple[Rule, ...] = (
         "", "!has(self.resources.placement) || self.parallelism.nodes > 1",
     ),
     Rule(
+        "preflight-is-enabled",
+        _When(lambda s: not s.preflight.enabled and (s.preflight.min_free_disk or s.preflight.min_bus_bandwidth) is not None, "preflight.enabled", lambda s: s.preflight.enabled),
+        "nothing is checked, and preflight has a figure to check",
+        "set it to true, or drop the figure",
+        "preflight", "self.enabled || (!has(self.minFreeDisk) && !has(self.minBusBandwidth))",
+    ),
+    Rule(
+        "bandwidth-of-several",
+        _When(lambda s: s.preflight.min_bus_bandwidth is not None and count_processes(s) == 1, "preflight.minBusBandwidth", lambda s: s.preflight.min_bus_bandwidth),
+        "one process reduces with nobody",
+        "drop it, or raise parallelism.nodes or resources.gpu.count",
+        "", f"!has(self.preflight.minBusBandwidth) || {_PROCESSES} > 1",
+    ),
+    Rule(
         "budget-needs-gpu",
         _When(lambda s: s.resources.gpu.count == 0 and (s.budget.max_gpu_hours or s.budget.max_cost) is not None, "budget", lambda s: s.budget.model_dump(by_alias=True, exclude_none=True)),
         "only GPUs are counted, and resources.gpu.count is 0",

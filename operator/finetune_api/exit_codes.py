@@ -13,6 +13,7 @@ class ExitCode(IntEnum):
     OUT_OF_MEMORY = 11
     CHECKPOINT_UNUSABLE = 12
     GATE_FAILED = 13
+    PREFLIGHT_FAILED = 14
     PREEMPTED = 75
     PEER_LOST = 76
 
@@ -47,6 +48,11 @@ TABLE: dict[ExitCode, Meaning] = {
     ),
     ExitCode.GATE_FAILED: Meaning(
         Retry.NEVER, "GateFailed", "The trained model is exported, and its evaluation misses a gate."
+    ),
+    ExitCode.PREFLIGHT_FAILED: Meaning(
+        Retry.COUNTED,
+        "PreflightFailed",
+        "A node or the network isn't what the job was promised; another try may get other nodes.",
     ),
     ExitCode.PEER_LOST: Meaning(
         Retry.FREE, "PeerLost", "The processes of another node went away; all start again from the newest checkpoint."

@@ -53,6 +53,7 @@ ENV_NODE_RANK = "PET_NODE_RANK"
 # Environment of the trainer. POD_IP is where it serves /metrics and /progress.
 ENV_POD_IP = "POD_IP"
 ENV_POD_NAME = "POD_NAME"
+ENV_NODE_NAME = "NODE_NAME"
 ENV_HF_TOKEN = "HF_TOKEN"
 ENV_HF_HOME = "HF_HOME"
 ENV_WANDB_API_KEY = "WANDB_API_KEY"

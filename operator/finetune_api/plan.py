@@ -299,6 +299,19 @@ class ParallelismPlan(ApiModel):
         return self.nodes * self.processes_per_node
 
 
+class PreflightPlan(ApiModel):
+    """What a pod was promised, to be looked at before the training."""
+
+    gpus: int
+    shared_memory_bytes: int
+    """Size of /dev/shm."""
+    rdma: bool
+    free_disk_bytes: int | None = None
+    """Least free space where output and checkpoints are written."""
+    bus_bandwidth: float | None = None
+    """Least bytes a second of an all-reduce over all ranks, as NCCL's tests count them."""
+
+
 class CheckpointPlan(ApiModel):
     directory: str
     """Of this run's checkpoints, ``<directory>/checkpoint-<step>``: a folder that every node sees, or s3://bucket/prefix."""
@@ -365,6 +378,7 @@ class TrainingPlan(ApiModel):
     checkpoint: CheckpointPlan
     output: OutputPlan
     observability: ObservabilityPlan
+    preflight: PreflightPlan | None = None
     cache_directory: str
     """For downloads and converted models; may outlive the run."""
 

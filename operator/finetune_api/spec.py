@@ -710,6 +710,17 @@ class Observability(ApiModel):
     """Secret with the API key of Weights & Biases."""
 
 
+class Preflight(ApiModel):
+    """Checks before model and data are loaded: the GPUs that were promised, their driver and what others left in their memory, /dev/shm, RDMA devices, the nodes' clocks, and how fast all reduce together. A pod that fails ends with exit code 14, PreflightFailed, which counts in runPolicy.backoffLimit."""
+
+    enabled: bool = False
+    """Check them."""
+    min_free_disk: PositiveQuantity | None = Field(default=None, examples=["200Gi"])
+    """Least free space where output and checkpoints are written."""
+    min_bus_bandwidth: PositiveQuantity | None = Field(default=None, examples=["100G"])
+    """Least bytes a second of an all-reduce over all ranks: the bus bandwidth of NCCL's tests, so 100G are their 100 GB/s. It is measured and logged in any case."""
+
+
 class Budget(ApiModel):
     """What the job may spend, over every workload of it: GPUs count from a pod's start on its node to its end. May be changed at any time."""
 
@@ -798,6 +809,8 @@ class FineTuneJobSpec(ApiModel):
     """What the pod asks for and where it may run."""
     network: Network = Network()
     """How the nodes of a job talk to each other."""
+    preflight: Preflight = Preflight()
+    """Checks of the machines before the training."""
     spot: Spot = Spot()
     """Nodes that may be taken away."""
     checkpoint: Checkpoint = Checkpoint()

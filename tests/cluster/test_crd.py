@@ -328,6 +328,7 @@ CHANGES: list[tuple[str, Object]] = [
     ("parallelism", {"strategy": "single"}),
     ("resources", {"cpu": "3"}),
     ("network", {"fabric": "tcp"}),
+    ("preflight", {"enabled": True}),
     ("spot", {"enabled": True}),
     ("checkpoint", {"keep": 3}),
     ("evaluation", {"samples": ["Hello?"]}),

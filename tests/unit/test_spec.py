@@ -191,7 +191,7 @@ def _objects(value: Any) -> list[dict[str, Any]]:
     return [value, *below]
 
 
-FREE_KEYS = ("metadata", "labels", "annotations", "nodeSelector", "matchLabels", "volumeAttributes")
+FREE_KEYS = ("metadata", "labels", "annotations", "nodeSelector", "matchLabels", "volumeAttributes", "nccl")
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))

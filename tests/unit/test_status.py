@@ -219,5 +219,5 @@ def test_deadline():
 
 
 def test_exit_codes_have_one_meaning_each():
-    assert {int(code) for code in TABLE} == {0, 1, 10, 11, 12, 13, 75, 76}
+    assert {int(code) for code in TABLE} == {0, 1, 10, 11, 12, 13, 14, 75, 76}
     assert TABLE[ExitCode.PREEMPTED].retry is TABLE[ExitCode.PEER_LOST].retry is Retry.FREE

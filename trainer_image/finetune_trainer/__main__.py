@@ -15,10 +15,11 @@ from finetune_api.objectives import OBJECTIVES
 from finetune_api.plan import TrainingPlan
 from finetune_api.progress import ArtifactRecord, Result
 from finetune_trainer.environment import prepare_environment, quiet_libraries
-from finetune_trainer.errors import InvalidInputError, classify_error, describe_validation_error
+from finetune_trainer.errors import InvalidInputError, TrainerError, classify_error, describe_validation_error
 from finetune_trainer.evaluate.gates import require_gates
 from finetune_trainer.export.hub import push_artifacts, require_token
 from finetune_trainer.launcher import is_rank, launch, needs_launch
+from finetune_trainer.preflight import check_machine, check_network
 from finetune_trainer.report.devices import Devices
 from finetune_trainer.report.result import read_finished
 from finetune_trainer.report.server import serve_state
@@ -35,7 +36,9 @@ def main(arguments: list[str] | None = None) -> int:
     plan_file = parser.parse_args(arguments).plan
     try:
         plan = load_plan(plan_file)
-    except InvalidInputError as error:
+        if not is_rank():
+            check_machine(plan)
+    except TrainerError as error:
         terminal = open_terminal(is_main=True)
         terminal.event("failed", str(error), code=int(error.code))
         terminal.close()
@@ -171,6 +174,7 @@ def _run(plan: TrainingPlan, is_main: bool, terminal: Terminal, state: RunState,
         state.update(nodes=nodes)
         if plan.parallelism.elastic is not None:
             terminal.event("nodes", f"{nodes} of at most {most} nodes are there", nodes=nodes)
+        check_network(plan, ranks, terminal)
         return run_training(plan, ranks, state, terminal, stop)
     finally:
         if server is not None:

@@ -63,6 +63,16 @@ class Ranks:
         dist.broadcast_object_list(box, src=0, group=self.control)
         return box[0]
 
+    def gather(self, value: T) -> list[T]:
+        """Each rank's ``value``, in their order, on every rank."""
+        if self.control is None:
+            return [value]
+        import torch.distributed as dist
+
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value, group=self.control)
+        return values
+
     def gather_nodes(self, value: T) -> list[T]:
         """The ``value`` of each node's first rank, in their order; only these may call it, and only rank 0 gets them."""
         if self.between_nodes is None:

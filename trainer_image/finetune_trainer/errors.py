@@ -38,6 +38,12 @@ class PreemptedError(TrainerError):
     code = ExitCode.PREEMPTED
 
 
+class PeerLostError(TrainerError):
+    """Another node is why this one ends."""
+
+    code = ExitCode.PEER_LOST
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether device or host memory ran out. torch raises a plain RuntimeError for the host's allocator."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":

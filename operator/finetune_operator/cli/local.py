@@ -68,6 +68,9 @@ def build_local_run(
     if plan.observability.metrics_port in taken_ports:
         remarks.append(f"port {plan.observability.metrics_port} is taken here: metrics are on a free one")
         plan = plan.model_copy(update={"observability": plan.observability.model_copy(update={"metrics_port": 0})})
+    if plan.preflight is not None:
+        remarks.append("preflight is left out: nobody promised anything of this machine")
+        plan = plan.model_copy(update={"preflight": None})
     files[Path(layout.plan_file)] = plan.to_json().encode()
     environment = _build_environment(container, job, config_maps, caller)
     return LocalRun(

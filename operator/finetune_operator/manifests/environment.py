@@ -23,6 +23,7 @@ def build_environment(job: FineTuneJob, layout: Layout) -> list[Manifest]:
     spec = job.spec
     variables: list[Manifest] = [
         {"name": names.ENV_POD_NAME, "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
+        {"name": names.ENV_NODE_NAME, "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}},
         {"name": names.ENV_POD_IP, "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
         {"name": names.ENV_LOG_FORMAT, "value": "json"},
         {"name": names.ENV_TERMINATION_LOG, "value": layout.termination_log},

@@ -6,6 +6,7 @@ from typing import Any
 
 from finetune_api import plan as p
 from finetune_api.compatibility import CACHED, count_processes, find_elastic_share
+from finetune_api.kubernetes import parse_quantity
 from finetune_api.methods import METHODS
 from finetune_api.objectives import OBJECTIVES
 from finetune_api.spec import FineTuneJob, FineTuneJobSpec, Generation, Gguf
@@ -91,6 +92,7 @@ def decide_plan(job: FineTuneJob, settings: Settings, layout: Layout) -> Decided
     if plan.model.dtype != dtype:
         notes.made.append(Decision("model.dtype", plan.model.dtype, "derived", "DeepSpeed trains float32 copies of it"))
     resources = _decide_resources(job, settings, notes)
+    plan = plan.model_copy(update={"preflight": _decide_preflight(spec, resources)})
     return Decided(plan, resources, find_price(job, settings), tuple(notes.made))
 
 
@@ -107,6 +109,19 @@ def _decide_resources(job: FineTuneJob, settings: Settings, notes: Decisions) ->
         shared_memory=notes.choose("resources.sharedMemory", asked.shared_memory, share.shared_memory, because, "platform"),
         output_size=notes.choose("output.volume.size", volume.size if volume else None, settings.output.size, "the platform's size for output claims", "platform"),
     )  # fmt: skip
+
+
+def _decide_preflight(spec: FineTuneJobSpec, resources: PodResources) -> p.PreflightPlan | None:
+    asked = spec.preflight
+    if not asked.enabled:
+        return None
+    return p.PreflightPlan(
+        gpus=spec.resources.gpu.count,
+        shared_memory_bytes=int(parse_quantity(resources.shared_memory)),
+        rdma=spec.network.rdma is not None,
+        free_disk_bytes=int(parse_quantity(asked.min_free_disk)) if asked.min_free_disk else None,
+        bus_bandwidth=float(parse_quantity(asked.min_bus_bandwidth)) if asked.min_bus_bandwidth else None,
+    )
 
 
 def multiply_quantity(quantity: str, factor: int) -> str:

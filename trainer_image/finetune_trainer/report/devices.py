@@ -1,7 +1,7 @@
 """What NVIDIA's library NVML tells of this run's GPUs. It asks the driver, not CUDA: training isn't touched."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pynvml  # type: ignore[import-untyped]
@@ -56,6 +56,36 @@ class Devices:
             except pynvml.NVMLError:  # not every GPU measures its power; a GPU may be lost
                 continue
         return values
+
+
+_MOST_USED = 0.1
+"""Share of a GPU's memory that the driver itself may hold before anything runs."""
+
+
+def find_driver_problems(promised: int) -> Iterator[str]:
+    """What is wrong with the GPUs before anything uses them, for people; ``promised`` is how many there should be."""
+    import torch
+
+    try:
+        pynvml.nvmlInit()
+        handles = _find_handles(os.environ.get("CUDA_VISIBLE_DEVICES"))
+        driver = pynvml.nvmlSystemGetCudaDriverVersion_v2() // 1000
+    except pynvml.NVMLError as error:
+        yield f"resources.gpu.count promises {promised} GPUs, and NVIDIA's driver doesn't answer: {error}"
+        return
+    if len(handles) < promised:
+        yield f"resources.gpu.count promises {promised} GPUs, and NVIDIA's driver shows {len(handles)}"
+    needed = int((torch.version.cuda or "0").partition(".")[0])
+    if driver < needed:
+        yield f"NVIDIA's driver serves CUDA {driver}, and the trainer image needs {needed}: update the node's driver"
+    for number, handle in enumerate(handles):
+        try:
+            memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
+        except pynvml.NVMLError:  # a part of a GPU (MIG) isn't told of
+            continue
+        if memory.used > _MOST_USED * memory.total:
+            used, total = memory.used / 2**30, memory.total / 2**30
+            yield f"GPU {number} has {used:.1f} of {total:.1f} GiB in use before anything runs: by a process that was left behind"
 
 
 def _find_handles(visible: str | None) -> list[object]:
