@@ -58,6 +58,10 @@ class WorkloadStatus(ApiModel):
     """Preemptions of the workloads before this one."""
     counted: list[str] | None = None
     """Ends of pods that are in the counts already, as pod/restart, as long as the pod is there."""
+    peer_losses: int | None = None
+    """Times in a row that the nodes lost each other, with nothing to explain it and no new checkpoint."""
+    peer_losses_since: str | None = None
+    """What the row began with; once that changes, it begins anew."""
 
 
 class ProgressStatus(ApiModel):

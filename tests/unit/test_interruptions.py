@@ -89,6 +89,40 @@ def test_a_gang_ends_as_one(codes, disrupted, preemptions):
     assert count_ends(build_snapshot(build_finetunejob(**TWO), build_workload(), pods)).preemptions == preemptions
 
 
+def lose_each_other(status, times, **changes):
+    """The status after both pods ended so often, each time without a cause."""
+    for number in range(times):
+        pods = [pod(index, exited(76), name=f"bot-{index}-{len(str(status))}-{number}") for index in range(2)]
+        # The operator makes the workload anew.
+        _, status = status_of(
+            build_snapshot(build_finetunejob(status, **TWO), build_workload(uid=f"job-{number}"), pods)
+        )
+        status |= changes
+    return status
+
+
+def test_nodes_that_lose_each_other_again_and_again_fail():
+    """Each end is free, and all of them together would burn GPUs for ever."""
+    status = lose_each_other({}, 3)
+    assert status["workload"]["peerLosses"] == 3
+    again = [pod(index, RUNNING, name=f"again-{index}") for index in range(2)]
+    running = build_snapshot(build_finetunejob(status, **TWO), build_workload(), again)
+    assert decide_failure(running) is None
+    assert count_ends(running).peer_losses == 3
+    often = lose_each_other(status, 1)
+    failure = decide_failure(build_snapshot(build_finetunejob(often, **TWO), build_workload(), again))
+    assert failure is not None and failure.reason == Reason.BACKOFF_LIMIT_EXCEEDED
+    assert "4 times in a row" in failure.message
+
+
+@pytest.mark.parametrize(
+    "change", [{"checkpoints": {"latest": {"step": 8, "uri": "pvc://a/b"}}}, {"preemptions": 1}, {"restarts": 1}]
+)
+def test_what_explains_a_loss_or_goes_on_begins_the_row_anew(change):
+    status = lose_each_other({}, 4) | change
+    assert lose_each_other(status, 1)["workload"]["peerLosses"] == 1
+
+
 def test_the_node_that_failed_is_named_and_not_the_one_that_lost_it():
     pods = [
         pod(0, exited(76, words(reason="PeerLost", message="another node went away"))),

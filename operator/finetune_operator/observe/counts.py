@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from finetune_api.exit_codes import Retry, parse_exit_code
-from finetune_operator.observe.snapshot import Pod, Snapshot
+from finetune_api.exit_codes import ExitCode, Retry, parse_exit_code
+from finetune_operator.observe.snapshot import Manifest, Pod, Snapshot
 
 
 @dataclass(frozen=True)
@@ -15,6 +15,10 @@ class Counts:
     preemptions: int
     counted: tuple[str, ...]
     """Ends of pods that are in here, as long as the pod is there."""
+    peer_losses: int
+    """Times in a row that a gang fell apart without a failure, a preemption or a new checkpoint since the last time."""
+    peer_losses_since: str
+    """What there is of these three; once it changes, the row begins anew."""
 
 
 def count_ends(snapshot: Snapshot) -> Counts:
@@ -26,8 +30,8 @@ def count_ends(snapshot: Snapshot) -> Counts:
     before, workload = snapshot.status, snapshot.own_workload
     restarts, preemptions = before.get("restarts", 0), before.get("preemptions", 0)
     if workload is None:
-        return Counts(restarts, preemptions, ())
-    known = before.get("workload", {})
+        return Counts(restarts, preemptions, (), 0, "")
+    known, losses = before.get("workload", {}), 0
     is_known = known.get("uid") == workload.uid
     counted = set(known.get("counted", ())) if is_known else set()
     first = min((pod.index for pod in snapshot.pods), default=0)
@@ -35,16 +39,25 @@ def count_ends(snapshot: Snapshot) -> Counts:
     for pod in snapshot.pods:
         is_preemption = pod.preempted if snapshot.is_elastic else _is_preemption(pod, first)
         is_failure = workload.kind == "PyTorchJob" and _is_failure(pod)
-        if is_preemption or is_failure:
+        is_loss = pod.index == first and pod.last_exit_code == ExitCode.PEER_LOST and not snapshot.is_elastic
+        if is_preemption or is_failure or is_loss:
             ends.append(pod.last_end)
             if pod.last_end not in counted:
                 preemptions += is_preemption
                 restarts += is_failure
+                losses += is_loss
     if workload.kind == "Job":
         base = known["restartsBefore"] if is_known else restarts
         # The failure that ended the job was not followed by a restart.
         restarts = max(restarts, base + workload.failed - (workload.finished == "Failed" and workload.failed > 0))
-    return Counts(restarts, preemptions, tuple(sorted(ends)))
+    since = f"{restarts} restarts, {preemptions} preemptions, step {_find_saved_step(before)}"
+    losses += known.get("peerLosses", 0) if since == known.get("peerLossesSince") else 0
+    return Counts(restarts, preemptions, tuple(sorted(ends)), losses, since)
+
+
+def _find_saved_step(status: Manifest) -> int:
+    step: int = status.get("checkpoints", {}).get("latest", {}).get("step", 0)
+    return step
 
 
 def _is_preemption(pod: Pod, first: int) -> bool:

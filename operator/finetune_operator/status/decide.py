@@ -81,6 +81,8 @@ def _add_workload(status: Manifest, snapshot: Snapshot, workload: Workload) -> N
         "preemptionsBefore": bases[1],
         "counted": list(counts.counted),
     }
+    if counts.peer_losses:
+        status["workload"] |= {"peerLosses": counts.peer_losses, "peerLossesSince": counts.peer_losses_since}
     status["restarts"], status["preemptions"] = counts.restarts, counts.preemptions
     status.setdefault("startTime", format_time(snapshot.now))
     pod = snapshot.leader

@@ -105,13 +105,16 @@ def decide_failure(snapshot: Snapshot) -> Stage | None:
     allowed = spec.get("spot", {}).get("maxPreemptions")
     if allowed is not None and counts.preemptions > allowed:
         return Stage(Phase.FAILED, Reason.TOO_MANY_PREEMPTIONS, f"Preempted {counts.preemptions} times; spot.maxPreemptions allows {allowed}.")  # fmt: skip
+    backoff_limit = spec.get("runPolicy", {}).get("backoffLimit", RunPolicy().backoff_limit)
+    if counts.peer_losses > backoff_limit:
+        return Stage(Phase.FAILED, Reason.BACKOFF_LIMIT_EXCEEDED, f"The nodes lost each other {counts.peer_losses} times in a row without a new checkpoint, and none of them failed: look at the network between them (network.fabric, NetworkPolicies, the nodes' health).")  # fmt: skip
     if workload.kind == "Job":
         return None
     for pod in snapshot.current_pods:
         meaning = parse_exit_code(pod.last_exit_code or 0)
         if pod.last_exit_code and meaning.retry is Retry.NEVER:
             return Stage(Phase.FAILED, meaning.reason, describe_exit(pod))
-    if counts.restarts > spec.get("runPolicy", {}).get("backoffLimit", RunPolicy().backoff_limit):
+    if counts.restarts > backoff_limit:
         return _fail_too_often(describe_exit(snapshot.telling_pod) if snapshot.telling_pod is not None else "")
     return None
 
