@@ -10,6 +10,7 @@ import yaml
 from kubernetes.client import ApiException
 
 from finetune_api import names
+from finetune_trainer.checkpoint.marker import MARKER_NAME
 from tests.chart.release import Release
 from tests.cluster.harness.api import Object
 from tests.cluster.harness.control_plane import ControlPlane
@@ -131,6 +132,14 @@ class SmallJob(Training):
         except (LookupError, OSError, ApiException):  # no claim, or no first step yet
             return []
         return [json.loads(line) for line in lines if line.endswith("}")]
+
+    def saved_step(self) -> int:
+        """Of the newest complete checkpoint; 0: there is none."""
+        try:
+            markers = list((self.output() / "checkpoints").rglob(MARKER_NAME))
+        except (LookupError, OSError, ApiException):  # no claim yet
+            return 0
+        return max((int(marker.parent.name.split("-")[1]) for marker in markers), default=0)
 
     def weights(self) -> bytes:
         """The adapter, bit for bit."""

@@ -1,11 +1,9 @@
 """Jobs of two pods on the real node: by Kubernetes' own Job controller, and by Kubeflow's training operator."""
 
 import json
-import os
-import signal
 import time
+from collections import defaultdict
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
@@ -13,10 +11,10 @@ from finetune_api.names import Condition
 from tests.chart.release import Release
 from tests.cluster.harness.api import Object
 from tests.cluster.harness.waiting import wait_until
-from tests.node.harness.machine import CGROUP
 from tests.node.harness.node import Node
 from tests.node.harness.training_operator import TrainingOperator
 from tests.node.small_jobs import SmallJob, prepare_place
+from tests.node.trainers import find_trainers, is_told_to_stop, kill_trainer
 
 STEPS, INTERVAL = 200, 20
 BACKENDS = ("Job", "PyTorchJob")
@@ -28,21 +26,6 @@ def place(release: Release, restricted_namespace: str, node: Node, tmp_path_fact
     TrainingOperator(node)
     prepare_place(release, node.control_plane, restricted_namespace, tmp_path_factory.mktemp("model"))
     return restricted_namespace
-
-
-def kill_trainer(pod: Object) -> None:
-    """SIGKILL to every process of a pod's container, as when a node loses power; no warning, no last words."""
-    uid = pod["metadata"]["uid"]
-    found = False
-    for folder in Path("/sys/fs/cgroup").rglob(f"{CGROUP}/**/*{uid}*"):
-        for processes in folder.rglob("cgroup.procs"):
-            for process in processes.read_text().split():
-                if "finetune_trainer" in Path(f"/proc/{process}/cmdline").read_text():
-                    os.kill(int(process), signal.SIGKILL)
-                    found = True
-        if found:
-            return
-    raise LookupError(f"no trainer's process in pod {pod['metadata']['name']}")
 
 
 def losses(job: SmallJob) -> list[float]:
@@ -72,12 +55,21 @@ def undisturbed(node: Node, place: str, report: list[str]) -> Callable[[str, str
     return run
 
 
-def build(strategy: str, backend: str) -> dict[str, Object]:
+def build(strategy: str, backend: str, **parallelism: Object) -> dict[str, Object]:
     return {
         "training": {"maxSteps": STEPS},
         "checkpoint": {"everySteps": INTERVAL},
-        "parallelism": {"nodes": 2, "strategy": strategy, "backend": backend},
+        "parallelism": {"nodes": 2, "strategy": strategy, "backend": backend} | parallelism,
     }
+
+
+def rows_of_steps(job: SmallJob) -> dict[int, list[str]]:
+    """What all ranks together were given for each step, in no order."""
+    steps: dict[int, list[str]] = defaultdict(list)
+    for rank in range(2):
+        for row in job.rows(rank):
+            steps[row["step"]].append(row["rows"])
+    return {step: sorted(rows) for step, rows in steps.items()}
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "zero2"])
@@ -109,3 +101,35 @@ def test_a_killed_worker_comes_back_and_all_go_on_from_the_checkpoint(
     assert status["lostSteps"] <= INTERVAL + 1
     assert job.weights() == expected
     print(job.kubectl("get", "finetunejob", "--output", "wide"))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_an_elastic_job_goes_on_without_an_evicted_pod_and_with_it_again(
+    node: Node, place: str, undisturbed: Callable[[str, str], SmallJob], report: list[str], backend: str
+) -> None:
+    expected = rows_of_steps(undisturbed("ddp", "Job"))
+    job = SmallJob(
+        node.control_plane, place, f"elastic-{backend.lower()}", **build("ddp", backend, elastic={"minNodes": 1})
+    )
+    began = time.monotonic()
+    job.apply()
+    wait_until(lambda: len(job.rows(1)) > 20, "steps of two nodes", 300, describe=job.describe)
+    first, second = sorted(job.pods(), key=lambda pod: pod["metadata"]["name"])
+    job.evict(second["metadata"]["name"])
+
+    def count_nodes() -> int:
+        return job.status().get("progress", {}).get("nodes", 0)
+
+    wait_until(lambda: count_nodes() == 1, "one node", 120, describe=job.describe)
+    (rank,) = (process for process in find_trainers(first) if "LOCAL_RANK" in process.environ())
+    # It stands still until the other one is there, or it might be done before.
+    rank.suspend()
+    wait_until(lambda: is_told_to_stop(rank), "the pod in its place", 300, describe=job.describe)
+    rank.resume()
+    job.wait_for(Condition.COMPLETE, minutes=10)
+    status = job.status()
+    assert (status["preemptions"], status["restarts"], status.get("lostSteps", 0)) == (1, 0, 0)
+    assert status["progress"]["nodes"] == 2
+    assert rows_of_steps(job) == expected
+    assert len(job.rows(1)) < STEPS == len(expected)
+    report.append(f"elastic, {backend}: 2 -> 1 -> 2 nodes, complete after {time.monotonic() - began:.0f} s")

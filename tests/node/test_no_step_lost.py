@@ -15,10 +15,11 @@ from tests.cluster.harness.api import Object
 from tests.cluster.harness.waiting import wait_until
 from tests.node.harness.node import Node
 from tests.node.small_jobs import SmallJob, prepare_place
+from tests.node.trainers import kill_trainer
 
 SOAK = bool(os.environ.get("FINETUNE_SOAK"))
 TIMES = 20 if SOAK else 3
-STEPS = 3000 if SOAK else 600
+STEPS = 3000 if SOAK else 400
 ALL_KINDS: dict[str, dict[str, Object]] = {
     "sft": {"training": {"maxSteps": STEPS}},
     "packed": {"training": {"maxSteps": STEPS, "packing": "bfd", "maxLength": 96}},
@@ -30,6 +31,8 @@ ALL_KINDS: dict[str, dict[str, Object]] = {
         "parallelism": {"processes": 2},
     },
 }
+INTERVAL = 20
+"""Steps between two checkpoints of jobs whose trainers are killed."""
 KINDS = ALL_KINDS if SOAK else {kind: ALL_KINDS[kind] for kind in ("packed", "dpo", "two-ranks-accumulated")}
 
 
@@ -49,6 +52,21 @@ def interrupt(job: SmallJob, number: int) -> None:
     (pod,) = wait_until(job.running_pods, "a running pod", describe=job.describe)
     job.evict(pod)
     wait_until(lambda: pod not in job.running_pods(), f"the end of {pod}", 150, describe=job.describe)
+
+
+def kill(job: SmallJob, number: int) -> None:
+    """Lets the job train for a random moment after a new checkpoint, and kills its trainer."""
+    saved = job.saved_step()
+    wait_until(lambda: job.saved_step() > saved, f"a checkpoint after kill {number}", 300, describe=job.describe)
+    time.sleep(random.uniform(0, 1.5))
+    (name,) = wait_until(job.running_pods, "a running pod", describe=job.describe)
+    kill_trainer(next(pod for pod in job.pods() if pod["metadata"]["name"] == name))
+    wait_until(lambda: name not in job.running_pods(), f"the end of {name}", describe=job.describe)
+
+
+def last_rows(job: SmallJob) -> dict[int, Object]:
+    """What each step was given, the last time it was done."""
+    return {row["step"]: row for row in job.rows()}
 
 
 def finish(job: SmallJob) -> None:
@@ -77,3 +95,23 @@ def test_evicted_pods_lose_no_step(node: Node, place: str, kind: str, report: li
     report.append(f"{kind}: evicted {TIMES} times, 0 steps lost, complete after {time.monotonic() - began:.0f} s")
     disturbed.delete()
     undisturbed.delete()
+
+
+def test_killed_trainers_lose_less_than_an_interval_each(node: Node, place: str, report: list[str]) -> None:
+    sections: dict[str, Object] = {"training": {"maxSteps": STEPS}, "checkpoint": {"everySteps": INTERVAL}}
+    undisturbed = SmallJob(node.control_plane, place, "sft-undisturbed", **sections)
+    undisturbed.apply()
+    finish(undisturbed)
+    killed = SmallJob(node.control_plane, place, "sft-killed", **sections, runPolicy={"backoffLimit": TIMES})
+    killed.apply()
+    began = time.monotonic()
+    for number in range(TIMES):
+        kill(killed, number)
+    finish(killed)
+    status = killed.status()
+    assert (status["restarts"], status.get("preemptions", 0)) == (TIMES, 0)
+    assert 0 < status["lostSteps"] <= TIMES * (INTERVAL + 1)
+    assert last_rows(killed) == last_rows(undisturbed)
+    assert killed.weights() == undisturbed.weights()
+    lost = status["lostSteps"]
+    report.append(f"killed {TIMES} times, {lost} steps lost, complete after {time.monotonic() - began:.0f} s")

@@ -15,6 +15,7 @@ from finetune_api.exit_codes import ExitCode
 from finetune_api.plan import ElasticPlan, TrainingPlan
 from finetune_trainer.checkpoint.resume import name_checkpoint
 from finetune_trainer.report.termination import build_termination, format_termination
+from tests.node.trainers import is_told_to_stop
 from tests.trainer.conftest import Start, clear, read_events
 from tests.trainer.ranks import begin_launcher, free_port
 
@@ -38,12 +39,6 @@ def wait_for(condition: Callable[[], bool], node: "subprocess.Popen[bytes]", fol
         log = (folder / "stderr").read_text()[-3000:]
         assert time.monotonic() < deadline and node.poll() is None, log
         time.sleep(0.02)
-
-
-def is_told_to_stop(process: psutil.Process) -> bool:
-    """Whether SIGTERM waits for a process that stands still."""
-    pending = next(line for line in Path(f"/proc/{process.pid}/status").read_text().splitlines() if "ShdPnd" in line)
-    return bool(int(pending.split()[1], 16) & 1 << (signal.SIGTERM - 1))
 
 
 def read_losses(plan: TrainingPlan) -> list[float]:
