@@ -6,7 +6,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 FAST := tests/unit tests/golden
 
-.PHONY: help setup demo test test-fast test-node test-matrix test-model bench-trainer bench-preempt verify format generate golden lock bench soak docs clean \
+.PHONY: help setup demo test test-fast test-node test-matrix test-model test-kueue bench-trainer bench-preempt verify format generate golden lock bench soak docs clean \
 	cluster-up cluster-down cluster-demo images sbom
 
 help: ## Show the targets
@@ -31,6 +31,9 @@ test-matrix: setup ## Train every supported cell of method x objective x strateg
 
 test-model: setup ## SmolLM2 learns by lora, qlora, dora and dpo; minutes each
 	$(BIN)/pytest tests/model -rP
+
+test-kueue: setup ## Jobs in a queue of the real Kueue, on a real node; builds Kueue first
+	$(BIN)/pytest tests/node/kueue
 
 test-fast: setup ## Run the tests that take milliseconds
 	@$(BIN)/pytest $(FAST) -q --durations=3
@@ -81,8 +84,8 @@ bench-trainer: setup ## Tokens/s and memory of the trainer against plain scripts
 bench-preempt: setup ## What an interruption costs, against transformers' own just-in-time checkpoint
 	$(BIN)/python -m benchmarks.preempt
 
-soak: setup ## The long forms of the fault tests
-	FINETUNE_SOAK=1 $(BIN)/pytest tests/fault tests/trainer/test_stop.py tests/node/test_no_step_lost.py
+soak: setup ## The long forms of the fault tests; writes benchmarks/results/soak.json
+	FINETUNE_SOAK=1 $(BIN)/pytest tests/fault/test_kill.py tests/trainer/test_stop.py tests/trainer/test_checkpoint_s3.py tests/node/test_no_step_lost.py
 
 clean: ## Remove what the targets made in this checkout
 	rm -rf .venv finetune-runs .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -1,6 +1,5 @@
 """The operator killed again and again while 50 jobs run; and two replicas of which one writes."""
 
-import os
 import random
 import time
 from collections import Counter
@@ -9,8 +8,8 @@ from finetune_api import names
 from tests.cluster.harness.containers import Life
 from tests.cluster.harness.waiting import wait_until
 from tests.cluster.operator_process import USER, OperatorProcess
+from tests.soak import SOAK, record
 
-SOAK = bool(os.environ.get("FINETUNE_SOAK"))
 JOBS, KILLS = (200, 100) if SOAK else (50, 20)
 
 # Each job's pods end in this order. What has to come of it: (phase, restarts, preemptions).
@@ -69,6 +68,7 @@ def test_fifty_jobs_survive_twenty_kills(control_plane, jobs, kubeconfig, namesp
     assert {what: count for what, count in made.items() if count > 1} == {}
     # No Event twice: a repeated one has the same name, and the API server refuses it.
     assert len([event for event in jobs.api.items(f"/api/v1/namespaces/{namespace}/events") if event["involvedObject"]["kind"] == names.KIND and event["reason"] == "WorkloadCreated"]) == JOBS  # fmt: skip
+    record("operator killed", kills=KILLS, jobs=JOBS, seed=seed, duplicates=0)
 
 
 def test_of_two_replicas_one_writes_and_the_other_takes_over(

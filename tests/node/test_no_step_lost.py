@@ -3,7 +3,6 @@
 FINETUNE_SOAK=1: twenty times each instead of three.
 """
 
-import os
 import random
 import time
 
@@ -16,8 +15,8 @@ from tests.cluster.harness.waiting import wait_until
 from tests.node.harness.node import Node
 from tests.node.small_jobs import SmallJob, prepare_place
 from tests.node.trainers import kill_trainer
+from tests.soak import SOAK, record
 
-SOAK = bool(os.environ.get("FINETUNE_SOAK"))
 TIMES = 20 if SOAK else 3
 STEPS = 3000 if SOAK else 400
 ALL_KINDS: dict[str, dict[str, Object]] = {
@@ -92,7 +91,9 @@ def test_evicted_pods_lose_no_step(node: Node, place: str, kind: str, report: li
         assert disturbed.rows(rank) == undisturbed.rows(rank)
     assert len(disturbed.rows()) >= status["progress"]["totalSteps"]
     assert disturbed.weights() == undisturbed.weights()
-    report.append(f"{kind}: evicted {TIMES} times, 0 steps lost, complete after {time.monotonic() - began:.0f} s")
+    seconds = time.monotonic() - began
+    report.append(f"{kind}: evicted {TIMES} times, 0 steps lost, complete after {seconds:.0f} s")
+    record(f"evicted, {kind}", times=TIMES, lostSteps=0, sameRows=True, sameWeights=True, seconds=round(seconds))
     disturbed.delete()
     undisturbed.delete()
 
@@ -113,5 +114,6 @@ def test_killed_trainers_lose_less_than_an_interval_each(node: Node, place: str,
     assert 0 < status["lostSteps"] <= TIMES * (INTERVAL + 1)
     assert last_rows(killed) == last_rows(undisturbed)
     assert killed.weights() == undisturbed.weights()
-    lost = status["lostSteps"]
-    report.append(f"killed {TIMES} times, {lost} steps lost, complete after {time.monotonic() - began:.0f} s")
+    lost, seconds = status["lostSteps"], time.monotonic() - began
+    report.append(f"killed {TIMES} times, {lost} steps lost, complete after {seconds:.0f} s")
+    record("killed", times=TIMES, interval=INTERVAL, lostSteps=lost, sameWeights=True, seconds=round(seconds))

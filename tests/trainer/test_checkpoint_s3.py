@@ -11,14 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import TrainerState
 
 from finetune_api.exit_codes import ExitCode
 from finetune_api.plan import TrainingPlan
+from finetune_trainer.checkpoint.reached import ReachedCallback, count_lost_steps
 from finetune_trainer.s3 import connect_s3
+from tests.soak import SOAK, record
 from tests.trainer.conftest import Start, TrainerProcess, adapter_bytes, list_complete
 from tests.trainer.s3_server import BUCKET, S3Server
 
-SOAK = bool(os.environ.get("FINETUNE_SOAK"))
 AWAY_SECONDS = 30 if SOAK else 8
 STEPS = 9
 
@@ -124,6 +126,7 @@ def test_a_server_that_is_away_during_a_save_loses_nothing(
     comes_back.join()
     assert adapter_bytes(plan) == expected
     assert kept(server) == [8, STEPS]
+    record("S3 away during a save", seconds=AWAY_SECONDS, lostCheckpoints=0, sameWeights=True)
 
 
 def test_sigterm_during_the_training_saves_before_the_end(
@@ -171,3 +174,14 @@ def test_broken_and_foreign_checkpoints_are_passed_over_and_none_good_is_no_new_
     assert "checkpoint-6 has a changed file" in message and "checkpoint-5 has a changed file" in message
     assert "checkpoint.resume: never" in message
     assert (runs / "checkpoint-6").exists()
+
+
+def test_steps_that_were_lost_are_counted_where_the_output_is_still_there(
+    make_remote: Callable[..., TrainingPlan],
+) -> None:
+    plan = make_remote()
+    assert count_lost_steps(plan, None) == 0
+    ReachedCallback(plan, lost_steps=1).on_log(None, TrainerState(global_step=7), None)
+    assert count_lost_steps(plan, None) == 8
+    forget_machine(plan)
+    assert count_lost_steps(plan, None) == 0

@@ -3,7 +3,6 @@
 FINETUNE_SOAK=1: fifty times instead of three.
 """
 
-import os
 import random
 import signal
 import time
@@ -16,10 +15,11 @@ import pytest
 
 from finetune_api.exit_codes import ExitCode
 from finetune_api.plan import TrainingPlan
+from tests.soak import SOAK, record
 from tests.trainer.conftest import Start, adapter_bytes, clear, list_complete
 from tests.trainer.ranks import begin_launcher, run_ranks, share_out, start_ranks
 
-TIMES = 50 if os.environ.get("FINETUNE_SOAK") else 3
+TIMES = 50 if SOAK else 3
 LONG: dict[str, Any] = {"training": {"per_device_batch_size": 1, "epochs": 30.0}, "checkpoint": {"every_steps": None}}
 
 
@@ -46,6 +46,7 @@ def test_one_rank_is_told_and_both_stop_at_the_same_step(
         assert ranks[0].termination["step"] == ranks[1].termination["step"] == newest(plan)
     run_ranks(start, plan)
     assert adapter_bytes(plan) == expected
+    record(f"SIGTERM to one rank of two, {strategy}", times=TIMES, stoppedAtOneStep=TIMES, sameWeights=True)
 
 
 def test_data_loader_workers_live_until_the_save(

@@ -158,9 +158,7 @@ def _build_checkpoints(
 
     keeper = Keeper(plan, ranks, kept)
     saving = CheckpointCallback(plan, ranks, stop, keeper, describe, lambda step: state.set_stage("checkpointing"))
-    if not ranks.is_main or plan.checkpoint.is_remote:
-        return [saving]
-    return [saving, ReachedCallback(plan, lost_steps)]
+    return [saving, ReachedCallback(plan, lost_steps)] if ranks.is_main else [saving]
 
 
 def _count_resumes(resume: ResumePoint | None) -> int:

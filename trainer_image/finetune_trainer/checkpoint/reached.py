@@ -12,13 +12,17 @@ from finetune_trainer.checkpoint.resume import ResumePoint
 _NAME = "reached.json"
 
 
+def _locate(plan: TrainingPlan) -> Path:
+    """Beside the checkpoints; with the output where these are in S3, which would be asked at each step's end."""
+    return Path(plan.output.directory if plan.checkpoint.is_remote else plan.checkpoint.directory) / _NAME
+
+
 def count_lost_steps(plan: TrainingPlan, resume: ResumePoint | None) -> int:
     """Optimiser steps of this run that were done and have to be done again, all its interruptions together."""
-    path = Path(plan.checkpoint.directory) / _NAME
+    path = _locate(plan)
     step = resume.marker.step if resume else 0
     lost = resume.marker.lost_steps if resume else 0
-    # In S3 it isn't kept: each step's end would be a request.
-    if plan.checkpoint.is_remote or not path.exists():
+    if not path.exists():
         return lost
     reached = json.loads(path.read_text())
     if reached["runId"] != plan.job.run_id:
@@ -31,7 +35,7 @@ class ReachedCallback(TrainerCallback):  # type: ignore[misc]
 
     def __init__(self, plan: TrainingPlan, lost_steps: int) -> None:
         self._run_id = plan.job.run_id
-        self._path = Path(plan.checkpoint.directory) / _NAME
+        self._path = _locate(plan)
         self._lost_steps = lost_steps
         self._path.parent.mkdir(parents=True, exist_ok=True)
 

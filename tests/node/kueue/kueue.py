@@ -1,0 +1,101 @@
+"""The real Kueue in the node's network, with its definitions and webhooks."""
+
+import base64
+from pathlib import Path
+
+import yaml
+from kubernetes.client import ApiException
+
+from tests.cluster.harness.api import Object
+from tests.cluster.harness.binaries import download_module, ensure_tools
+from tests.cluster.harness.waiting import wait_until
+from tests.node.harness.machine import ADDRESS
+from tests.node.harness.node import Node
+
+_MODULE = Path(__file__).parent
+_SOURCE = "sigs.k8s.io/kueue"
+_NAMESPACE, _SERVICE, _SECRET = "kueue-system", "kueue-webhook-service", "kueue-webhook-server-cert"
+_PORT = 9543
+_LEFT_OUT = ("Deployment", "APIService", "ConfigMap")
+"""Of its manifests: it is a process here, with a configuration of its own, and nobody asks for its view of the queues."""
+
+
+class Kueue:
+    """Runs until the node ends, for Jobs alone."""
+
+    def __init__(self, node: Node) -> None:
+        self._api = node.control_plane.api
+        program = ensure_tools(_MODULE, {"kueue": f"{_SOURCE}/cmd/kueue"}) / "kueue"
+        source = download_module(_SOURCE, _MODULE)["Dir"]
+        manifests = yaml.safe_load_all(node.control_plane.kubectl("kustomize", f"{source}/config/default"))
+        kept = [each for each in manifests if each["kind"] not in _LEFT_OUT]
+        for each in kept:
+            if each["kind"] == "Service":
+                del each["spec"]["selector"]
+        node.control_plane.kubectl("apply", "--server-side", "--filename", "-", stdin=yaml.safe_dump_all(kept))
+        self._make_endpoints()
+        folder = node.machine.folder / "kueue-certificates"
+        folder.mkdir()
+        configuration = {
+            "apiVersion": "config.kueue.x-k8s.io/v1beta2",
+            "kind": "Configuration",
+            "health": {"healthProbeBindAddress": f"{ADDRESS}:9544"},
+            "metrics": {"bindAddress": "0"},
+            "webhook": {"port": _PORT, "certDir": str(folder)},
+            "integrations": {"frameworks": ["batch/job"]},
+        }
+        file = node.machine.folder / "kueue.yaml"
+        file.write_text(yaml.safe_dump(configuration))
+        self._daemon = node.machine.start(program, kubeconfig=node.control_plane.kubeconfig, config=file)
+        # It makes its own, and would find them where a pod has its Secret.
+        certificates = wait_until(self._read_certificates, "its certificates", 60, describe=self._daemon.read_log)
+        for name in ("ca.crt", "tls.crt", "tls.key"):
+            (folder / name).write_bytes(base64.b64decode(certificates[name]))
+        wait_until(self._answers, "Kueue's webhook", 180, describe=self._daemon.read_log)
+
+    def make_queue(self, namespace: str, queue: str, cpu: str, labels: dict[str, str]) -> None:
+        """A LocalQueue whose jobs get nodes with these labels, and so much of their CPU together."""
+        apply, group = self._api.post, "/apis/kueue.x-k8s.io/v1beta2"
+        apply(f"{group}/resourceflavors", {"metadata": {"name": queue}, "spec": {"nodeLabels": labels}})
+        resources = [{"name": "cpu", "nominalQuota": cpu}, {"name": "memory", "nominalQuota": "100Gi"}]
+        flavors = [{"name": queue, "resources": resources}]
+        group_of = {"coveredResources": ["cpu", "memory"], "flavors": flavors}
+        spec = {"namespaceSelector": {}, "resourceGroups": [group_of]}
+        apply(f"{group}/clusterqueues", {"metadata": {"name": queue}, "spec": spec})
+        local = {"metadata": {"name": queue}, "spec": {"clusterQueue": queue}}
+        apply(f"{group}/namespaces/{namespace}/localqueues", local)
+
+    def set_stop_policy(self, queue: str, policy: str) -> None:
+        """``HoldAndDrain`` takes the running ones away, ``None`` admits them again."""
+        self._api.patch(f"/apis/kueue.x-k8s.io/v1beta2/clusterqueues/{queue}", {"spec": {"stopPolicy": policy}})
+
+    def _make_endpoints(self) -> None:
+        """Through which the API server finds the webhooks."""
+        self._api.post(
+            f"/apis/discovery.k8s.io/v1/namespaces/{_NAMESPACE}/endpointslices",
+            {
+                "metadata": {
+                    "name": _SERVICE,
+                    "namespace": _NAMESPACE,
+                    "labels": {"kubernetes.io/service-name": _SERVICE},
+                },
+                "addressType": "IPv4",
+                "endpoints": [{"addresses": [ADDRESS], "conditions": {"ready": True}}],
+                "ports": [{"name": "", "port": _PORT, "protocol": "TCP"}],
+            },
+        )
+
+    def _read_certificates(self) -> Object | None:
+        self._daemon.check()
+        data: Object = self._api.get(f"/api/v1/namespaces/{_NAMESPACE}/secrets/{_SECRET}").get("data") or {}
+        return data if "tls.crt" in data else None
+
+    def _answers(self) -> bool:
+        """Whether the webhook refuses what is invalid, in its own words."""
+        self._daemon.check()
+        body = {"metadata": {"name": "invalid"}, "spec": {"resourceGroups": [], "queueingStrategy": "Wrong"}}
+        try:
+            self._api.post("/apis/kueue.x-k8s.io/v1beta2/clusterqueues", body, dryRun="All")
+        except ApiException as error:
+            return "Wrong" in str(error)
+        return False
