@@ -35,8 +35,6 @@ def run_child(
     os.dup2(file, 1)
     os.dup2(file, 2)
 
-    import gc
-
     import torch
 
     from finetune_trainer.__main__ import main
@@ -45,8 +43,6 @@ def run_child(
     from finetune_trainer.report.callback import ReportCallback
 
     torch.set_num_threads(1)
-    # What the server has loaded stays: collecting it again and again takes longer than the training.
-    gc.freeze()
     on_step_end, complete, publish = ReportCallback.on_step_end, Keeper._complete, artifacts._publish
 
     def die_after_step(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

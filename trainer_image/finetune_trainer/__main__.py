@@ -14,7 +14,7 @@ from finetune_api.methods import METHODS
 from finetune_api.objectives import OBJECTIVES
 from finetune_api.plan import TrainingPlan
 from finetune_api.progress import ArtifactRecord, Result
-from finetune_trainer.environment import prepare_environment, quiet_libraries
+from finetune_trainer.environment import loading_libraries, prepare_environment, quiet_libraries
 from finetune_trainer.errors import InvalidInputError, TrainerError, classify_error, describe_validation_error
 from finetune_trainer.evaluate.gates import require_gates
 from finetune_trainer.export.hub import push_artifacts, require_token
@@ -164,9 +164,9 @@ def _run(plan: TrainingPlan, is_main: bool, terminal: Terminal, state: RunState,
         terminal.event("serving", f"metrics on port {server.server_port}", port=server.server_port)
     quiet_libraries()
     # torch and the Hugging Face libraries take seconds to load: not for a plan that is wrong or a run that is finished.
-    from finetune_trainer.distributed import join_ranks
-    from finetune_trainer.run import run_training
-
+    with loading_libraries():
+        from finetune_trainer.distributed import join_ranks
+        from finetune_trainer.run import run_training
     try:
         ranks = join_ranks(plan.parallelism)
         most, plan = plan.parallelism.nodes, _deal_out(plan, ranks.world_size)
