@@ -29,10 +29,14 @@ ALL_KINDS: dict[str, dict[str, Object]] = {
         "training": {"maxSteps": STEPS // 2, "perDeviceBatchSize": 1, "gradientAccumulation": 4},
         "parallelism": {"processes": 2},
     },
-}
+    "two-ranks-packed-accumulated": {
+        "training": {"maxSteps": STEPS // 2, "packing": "bfd", "maxLength": 96, "perDeviceBatchSize": 1, "gradientAccumulation": 4},
+        "parallelism": {"processes": 2},
+    },
+}  # fmt: skip
 INTERVAL = 20
 """Steps between two checkpoints of jobs whose trainers are killed."""
-KINDS = ALL_KINDS if SOAK else {kind: ALL_KINDS[kind] for kind in ("packed", "dpo", "two-ranks-accumulated")}
+KINDS = ALL_KINDS if SOAK else {kind: ALL_KINDS[kind] for kind in ("dpo", "two-ranks-packed-accumulated")}
 
 
 @pytest.fixture(scope="module")
