@@ -10,7 +10,7 @@ nice -n 10 .venv/bin/pytest --numprocesses 2 --dist loadfile tests/trainer >"$lo
 trainer=$!
 .venv/bin/pytest tests/node >"$logs/node" 2>&1 &
 node=$!
-.venv/bin/pytest --ignore tests/trainer --ignore tests/node
+.venv/bin/pytest --ignore tests/unit --ignore tests/golden --ignore tests/trainer --ignore tests/node
 failed=$?
 for lane in node trainer; do
 	tail --pid="${!lane}" --lines +1 --follow "$logs/$lane"
