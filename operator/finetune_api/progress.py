@@ -28,7 +28,7 @@ class Progress(ApiModel):
     """Step of the checkpoint that this process resumed from."""
     lost_steps: int = 0
     """Steps that were done and had to be done again, of the whole run."""
-    nodes: int = 1
+    nodes: int | None = None
     """Nodes that train now."""
 
 

@@ -1,7 +1,6 @@
 """The trainer's processes in a pod, from outside: all of them are this machine's."""
 
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -10,18 +9,16 @@ from tests.cluster.harness.api import Object
 from tests.node.harness.machine import CGROUP
 
 
-def find_trainers(pod: Object) -> Iterator[psutil.Process]:
+def find_trainers(pod: Object) -> set[psutil.Process]:
     """Launcher and ranks, or the one process that is both."""
-    for folder in Path("/sys/fs/cgroup").rglob(f"{CGROUP}/**/*{pod['metadata']['uid']}*"):
-        for processes in folder.glob("*/cgroup.procs"):
-            for process in map(psutil.Process, map(int, processes.read_text().split())):
-                if "finetune_trainer" in process.cmdline():
-                    yield process
+    groups = Path("/sys/fs/cgroup").rglob(f"{CGROUP}/**/*{pod['metadata']['uid']}*/**/cgroup.procs")
+    numbers = {int(number) for group in groups for number in group.read_text().split()}
+    return {process for process in map(psutil.Process, numbers) if "finetune_trainer" in process.cmdline()}
 
 
 def kill_trainer(pod: Object) -> None:
     """SIGKILL to each of them, as when a machine is reset; no warning, no last words."""
-    processes = list(find_trainers(pod))
+    processes = find_trainers(pod)
     assert processes, f"no trainer's process in pod {pod['metadata']['name']}"
     for process in processes:
         process.kill()

@@ -30,7 +30,7 @@ ELASTIC = {
 
 def read_nodes(folder: Path, name: str) -> list[int]:
     """How many nodes there were at each event of this name."""
-    return [event["nodes"] for event in read_events(folder / "stderr") if event["event"] == name]
+    return [event.get("nodes") for event in read_events(folder / "stderr") if event["event"] == name]
 
 
 def wait_for(condition: Callable[[], bool], node: "subprocess.Popen[bytes]", folder: Path) -> None:
