@@ -124,6 +124,7 @@ def test_an_elastic_job_goes_on_without_an_evicted_pod_and_with_it_again(
     try:
         job.evict(second["metadata"]["name"])
         wait_until(lambda: count_nodes() == 1, "one node", 120, describe=job.describe)
+        wait_until(lambda: len(job.rows(0)) > len(job.rows(1)) + 4, "steps of one node", 120, describe=job.describe)
         (rank,) = (process for process in find_trainers(first) if "LOCAL_RANK" in process.environ())
         # It stands still until the other one is there, or it might be done before.
         rank.suspend()
