@@ -43,9 +43,8 @@ class Process:
         assert self._process.stdout is not None
         for line in self._process.stdout:
             self.lines.append(line)
-            told = _parse(line)
-            if told.get("event", "progress") == "progress" and told.get("step", 0) >= at_least:
-                return told["step"], time.monotonic()
+            if (step := _read_step(line)) >= at_least:
+                return step, time.monotonic()
         raise SystemExit(f"ended before step {at_least}\n{''.join(self.lines)}"[-4000:])
 
     def terminate(self) -> tuple[int, float]:
@@ -61,10 +60,12 @@ class Process:
         self._process.wait()
 
 
-def _parse(line: str) -> dict[str, Any]:
-    """What a line of JSON tells; nothing for another."""
+def _read_step(line: str) -> int:
+    """The step whose end a line tells; 0 for another line. The trainer's progress before a first step has no loss yet."""
     told: dict[str, Any] = json.loads(line) if line.startswith('{"') else {}
-    return told
+    if "event" in told and (told["event"] != "progress" or "loss" not in told):
+        return 0
+    return int(told.get("step", 0))
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def interrupt(command: list[str]) -> Interruption:
     first = Process(command)
     first.wait_for_step(STOPPED_AT)
     code, seconds = first.terminate()
-    done = max(_parse(line).get("step", 0) for line in "".join(first.lines).splitlines())
+    done = max(map(_read_step, "".join(first.lines).splitlines()))
     second = Process(command)
     step, when = second.wait_for_step(1)
     second.kill()
@@ -100,7 +101,7 @@ def time_steps(command: list[str]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--write", action="store_true", help=f"write {RESULT.name}")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
