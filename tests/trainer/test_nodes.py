@@ -84,6 +84,20 @@ def test_a_node_that_goes_silent_is_not_waited_for(
     assert "went silent" in (tmp_path / f"{1 - silent}/termination").read_text()
 
 
+def test_who_waits_for_the_first_node_listens_to_signals(make: Callable[..., TrainingPlan], tmp_path: Path) -> None:
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    node = begin_launcher(make(parallelism=TWO_NODES), tmp_path, **place, JOB_COMPLETION_INDEX="1")
+    deadline = time.monotonic() + 120
+    while psutil.Process(node.pid).num_threads() < 2:  # the heartbeat looks for it
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    time.sleep(3)
+    node.send_signal(signal.SIGTERM)
+    assert node.wait(20) == ExitCode.PREEMPTED
+    assert "the first node was away" in (tmp_path / "termination").read_text()
+    assert (tmp_path / "stderr").read_text() == ""
+
+
 def test_what_is_heard_of_a_node_tells_whether_it_is_lost() -> None:
     peers = Peers()
     assert not peers.hear(1, "one 8", 0)

@@ -5,21 +5,22 @@ that is made anew must not meet ranks that still wait for the one before.
 """
 
 import itertools
+import socket
 import threading
 import time
 import uuid
 from contextlib import suppress
-from datetime import timedelta
 
 import psutil  # type: ignore[import-untyped]
 from torch.distributed import DistError, PrefixStore, Store, TCPStore
+
+from finetune_trainer.errors import PreemptedError
 
 INTERVAL = 3.0
 """Seconds between two beats."""
 LOST_AFTER = 30.0
 """Seconds of silence after which a node counts as lost."""
 _LEFT = "left"
-_ATTEMPT = timedelta(seconds=30)
 
 
 class Peers:
@@ -56,10 +57,20 @@ class Heartbeat:
         self.lost = threading.Event()
         self._host, self._port, self._node = host, port, node
         self._listened_to = range(1, nodes) if node == 0 else (node,)
+        self._met = threading.Event()
         self._leaving = threading.Event()
         self._peers = Peers()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
         self._thread.start()
+
+    def meet(self, stopping: threading.Event) -> None:
+        """Wait for the first node to be there. Torch's own wait for it lets no signal through, and complains aloud.
+
+        Raises: PreemptedError once told to stop.
+        """
+        while self._node and not self._met.wait(1):
+            if stopping.is_set():
+                raise PreemptedError("told to stop while the first node was away; nothing is lost")
 
     def begin_round(self) -> None:
         """What became of the nodes in the last round says nothing of this one."""
@@ -89,11 +100,14 @@ class Heartbeat:
         """Raises: DistError, once this node leaves without having met the first one."""
         while True:
             try:
-                store = TCPStore(self._host, self._port, is_master=False, wait_for_workers=False, timeout=_ATTEMPT)
-                return PrefixStore("heartbeat", store)
-            except DistError:
-                if self._leaving.wait(INTERVAL):
-                    raise
+                socket.create_connection((self._host, self._port), LOST_AFTER).close()
+                break
+            except OSError as error:
+                if self._leaving.wait(1):
+                    raise DistError("the first node was never there") from error
+        self._met.set()
+        store = TCPStore(self._host, self._port, is_master=False, wait_for_workers=False)
+        return PrefixStore("heartbeat", store)
 
     def _beat(self, store: Store, beat: str) -> None:
         # A request to a machine that is gone is never answered.

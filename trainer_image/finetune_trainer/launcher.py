@@ -65,6 +65,7 @@ def launch(plan_file: Path, parallelism: ParallelismPlan) -> int:
             place = _find_place(parallelism.nodes)
             if place is not None:
                 heartbeat = Heartbeat(*place, parallelism.nodes)
+                heartbeat.meet(stopping)
             config = LaunchConfig(
                 min_nodes=parallelism.elastic.min_nodes if parallelism.elastic else parallelism.nodes,
                 max_nodes=parallelism.nodes,
