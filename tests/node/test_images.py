@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from tests.cluster.harness.api import Object
+from tests.cluster.harness.waiting import wait_until
 from tests.node.harness.images import BASE, OPERATOR, REPOSITORY, TRAINER, VERSION, reference
 from tests.node.harness.node import Node
 from tests.node.harness.pods import RESTRICTED_CONTAINER, RESTRICTED_POD, Pods
@@ -78,6 +79,7 @@ def test_trainer_trains_without_a_writable_root(pods: Pods) -> None:
 def test_sigterm_reaches_the_process(pods: Pods, image: str) -> None:
     pods.create("runs", image, command=["/usr/bin/tini", "--", *python(ON_SIGTERM)])
     pods.wait_for_phase("runs", "Running")
+    wait_until(lambda: "ready" in pods.logs("runs"), "a process that listens")
     (status,) = pods.delete("runs")["containerStatuses"]
     assert status["state"]["terminated"]["exitCode"] == 75
 
