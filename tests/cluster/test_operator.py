@@ -213,3 +213,15 @@ def test_a_graceful_end_lets_the_next_in_at_once(kubeconfig, namespace, jobs, tm
         jobs.create("two")
         jobs.wait_for("two", phase="Succeeded")
         assert time.monotonic() - began < 10
+
+
+def test_a_pod_that_is_forbidden_is_told_of_in_the_status(control_plane, jobs, operator):
+    labels = {"metadata": {"labels": {"pod-security.kubernetes.io/enforce": "restricted"}}}
+    control_plane.api.patch(f"/api/v1/namespaces/{jobs.namespace}", labels)
+    jobs.create("root", podTemplate={"securityContext": {"runAsNonRoot": False, "runAsUser": 0}})
+
+    def told() -> str:
+        return (jobs.get("root").get("status") or {}).get("message", "")
+
+    wait_until(lambda: "violates PodSecurity" in told(), "the reason in the status", 60, describe=told)
+    assert jobs.get("root")["status"]["conditions"]

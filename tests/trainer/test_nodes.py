@@ -44,7 +44,7 @@ def kill_node(node: subprocess.Popen[bytes]) -> None:
 
 def test_a_node_that_loses_the_other_is_free_to_come_back(make: Callable[..., TrainingPlan], tmp_path: Path) -> None:
     """The one that is left ends soon, and not as if it had failed; both together go on to the same weights."""
-    sections = {"parallelism": TWO_NODES, "training": {"per_device_batch_size": 1, "epochs": 10.0}}
+    sections = {"parallelism": TWO_NODES, "training": {"per_device_batch_size": 1, "epochs": 20.0}}
     plan = make(**sections, checkpoint={"every_steps": 5})
     nodes = begin(plan, tmp_path / "whole")
     assert [node.wait(300) for node in nodes] == [0, 0], (tmp_path / "whole" / "0/stderr").read_text()[-3000:]

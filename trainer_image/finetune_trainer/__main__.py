@@ -1,6 +1,7 @@
 """``python -m finetune_trainer --plan FILE``: runs a TrainingPlan and exits with a code of ``exit_codes.TABLE``."""
 
 import argparse
+import gc
 import os
 import sys
 import traceback
@@ -195,4 +196,5 @@ if __name__ == "__main__":
         # The interpreter's end would wait for collectives that the other ranks, or this one, will never finish.
         sys.stderr.flush()
         os._exit(exit_code)
+    gc.unfreeze()  # or libraries take their own objects for leaks at the end, and say so
     sys.exit(exit_code)
