@@ -20,7 +20,11 @@ from tests.trainer.conftest import Start, adapter_bytes, clear, list_complete
 from tests.trainer.ranks import begin_launcher, run_ranks, share_out, start_ranks
 
 TIMES = 50 if SOAK else 3
-LONG: dict[str, Any] = {"training": {"per_device_batch_size": 1, "epochs": 30.0}, "checkpoint": {"every_steps": None}}
+LONG: dict[str, Any] = {
+    "training": {"per_device_batch_size": 1, "epochs": 600.0 if SOAK else 30.0},
+    "checkpoint": {"every_steps": 100 if SOAK else None},
+}
+"""More steps than are done between that many signals."""
 
 
 def newest(plan: TrainingPlan) -> int:
