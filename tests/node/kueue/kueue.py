@@ -1,6 +1,7 @@
 """The real Kueue in the node's network, with its definitions and webhooks."""
 
 import base64
+from collections import defaultdict
 from pathlib import Path
 
 import yaml
@@ -15,6 +16,7 @@ from tests.node.harness.node import Node
 _MODULE = Path(__file__).parent
 _SOURCE = "sigs.k8s.io/kueue"
 _NAMESPACE, _SERVICE, _SECRET = "kueue-system", "kueue-webhook-service", "kueue-webhook-server-cert"
+_VERSION = "kueue.x-k8s.io/v1beta2"
 _PORT = 9543
 _LEFT_OUT = ("Deployment", "APIService", "ConfigMap")
 """Of its manifests: it is a process here, with a configuration of its own, and nobody asks for its view of the queues."""
@@ -29,10 +31,14 @@ class Kueue:
         source = download_module(_SOURCE, _MODULE)["Dir"]
         manifests = yaml.safe_load_all(node.control_plane.kubectl("kustomize", f"{source}/config/default"))
         kept = [each for each in manifests if each["kind"] not in _LEFT_OUT]
+        by_namespace: dict[str, list[Object]] = defaultdict(list)
         for each in kept:
             if each["kind"] == "Service":
                 del each["spec"]["selector"]
-        node.control_plane.kubectl("apply", "--server-side", "--filename", "-", stdin=yaml.safe_dump_all(kept))
+            by_namespace[each["metadata"].get("namespace", "default")].append(each)
+        for namespace, objects in by_namespace.items():
+            text = yaml.safe_dump_all(objects)
+            node.control_plane.kubectl("apply", "--server-side", "-f", "-", namespace=namespace, stdin=text)
         self._make_endpoints()
         folder = node.machine.folder / "kueue-certificates"
         folder.mkdir()
@@ -42,6 +48,7 @@ class Kueue:
             "health": {"healthProbeBindAddress": f"{ADDRESS}:9544"},
             "metrics": {"bindAddress": "0"},
             "webhook": {"port": _PORT, "certDir": str(folder)},
+            "leaderElection": {"leaderElect": False},
             "integrations": {"frameworks": ["batch/job"]},
         }
         file = node.machine.folder / "kueue.yaml"
@@ -55,19 +62,21 @@ class Kueue:
 
     def make_queue(self, namespace: str, queue: str, cpu: str, labels: dict[str, str]) -> None:
         """A LocalQueue whose jobs get nodes with these labels, and so much of their CPU together."""
-        apply, group = self._api.post, "/apis/kueue.x-k8s.io/v1beta2"
-        apply(f"{group}/resourceflavors", {"metadata": {"name": queue}, "spec": {"nodeLabels": labels}})
         resources = [{"name": "cpu", "nominalQuota": cpu}, {"name": "memory", "nominalQuota": "100Gi"}]
         flavors = [{"name": queue, "resources": resources}]
-        group_of = {"coveredResources": ["cpu", "memory"], "flavors": flavors}
-        spec = {"namespaceSelector": {}, "resourceGroups": [group_of]}
-        apply(f"{group}/clusterqueues", {"metadata": {"name": queue}, "spec": spec})
-        local = {"metadata": {"name": queue}, "spec": {"clusterQueue": queue}}
-        apply(f"{group}/namespaces/{namespace}/localqueues", local)
+        group = {"coveredResources": ["cpu", "memory"], "flavors": flavors}
+        specs = {
+            "resourceflavors": ("ResourceFlavor", {"nodeLabels": labels}),
+            "clusterqueues": ("ClusterQueue", {"namespaceSelector": {}, "resourceGroups": [group]}),
+            f"namespaces/{namespace}/localqueues": ("LocalQueue", {"clusterQueue": queue}),
+        }
+        for path, (kind, spec) in specs.items():
+            body = {"apiVersion": _VERSION, "kind": kind, "metadata": {"name": queue}, "spec": spec}
+            self._api.post(f"/apis/{_VERSION}/{path}", body)
 
     def set_stop_policy(self, queue: str, policy: str) -> None:
         """``HoldAndDrain`` takes the running ones away, ``None`` admits them again."""
-        self._api.patch(f"/apis/kueue.x-k8s.io/v1beta2/clusterqueues/{queue}", {"spec": {"stopPolicy": policy}})
+        self._api.patch(f"/apis/{_VERSION}/clusterqueues/{queue}", {"spec": {"stopPolicy": policy}})
 
     def _make_endpoints(self) -> None:
         """Through which the API server finds the webhooks."""
@@ -93,9 +102,14 @@ class Kueue:
     def _answers(self) -> bool:
         """Whether the webhook refuses what is invalid, in its own words."""
         self._daemon.check()
-        body = {"metadata": {"name": "invalid"}, "spec": {"resourceGroups": [], "queueingStrategy": "Wrong"}}
+        body = {
+            "apiVersion": _VERSION,
+            "kind": "ClusterQueue",
+            "metadata": {"name": "invalid"},
+            "spec": {"namespaceSelector": {"matchLabels": {"a key": "b"}}},
+        }
         try:
-            self._api.post("/apis/kueue.x-k8s.io/v1beta2/clusterqueues", body, dryRun="All")
+            self._api.post(f"/apis/{_VERSION}/clusterqueues", body, dryRun="All")
         except ApiException as error:
-            return "Wrong" in str(error)
+            return "a key" in str(error)
         return False
