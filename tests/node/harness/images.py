@@ -92,6 +92,7 @@ class Builder:
     def build(self, name: str, tag: str) -> None:
         """Builds an image and removes what earlier builds left of it. Raises RuntimeError with the end of the log."""
         self._log.write_text("")
+        self._run("rm", "--all")  # of a build that was killed; it would hold on to old images
         self._build_image(name, tag)
         for old in self._list(f"localhost/{name}"):
             if old != tag:
