@@ -14,12 +14,14 @@ from contextlib import suppress
 import psutil  # type: ignore[import-untyped]
 from torch.distributed import DistError, PrefixStore, Store, TCPStore
 
-from finetune_trainer.errors import PreemptedError
+from finetune_trainer.errors import PeerLostError, PreemptedError
 
 INTERVAL = 3.0
 """Seconds between two beats."""
 LOST_AFTER = 30.0
 """Seconds of silence after which a node counts as lost."""
+PATIENCE = 600
+"""Seconds that a node waits for the first one at its start: that one's image may still be on its way."""
 _LEFT = "left"
 
 
@@ -66,11 +68,14 @@ class Heartbeat:
     def meet(self, stopping: threading.Event) -> None:
         """Wait for the first node to be there. Torch's own wait for it lets no signal through, and complains aloud.
 
-        Raises: PreemptedError once told to stop.
+        Raises: PreemptedError once told to stop; PeerLostError after PATIENCE, to give the GPUs back.
         """
+        until = time.monotonic() + PATIENCE
         while self._node and not self._met.wait(1):
             if stopping.is_set():
                 raise PreemptedError("told to stop while the first node was away; nothing is lost")
+            if time.monotonic() > until:
+                raise PeerLostError(f"the first node is not there after {PATIENCE} seconds; this one comes back later")
 
     def begin_round(self) -> None:
         """What became of the nodes in the last round says nothing of this one."""
