@@ -12,6 +12,7 @@ from kubernetes.client import ApiException
 from finetune_api.progress import ArtifactRecord, Termination
 from finetune_operator.manifests.metadata import build_metadata
 from finetune_operator.spec.parse import parse_finetunejob
+from tests.chart.release import RESTRICTED
 from tests.cluster.harness.containers import Life
 from tests.cluster.harness.waiting import wait_until
 from tests.cluster.operator_process import USER, OperatorProcess
@@ -216,8 +217,7 @@ def test_a_graceful_end_lets_the_next_in_at_once(kubeconfig, namespace, jobs, tm
 
 
 def test_a_pod_that_is_forbidden_is_told_of_in_the_status(control_plane, jobs, operator):
-    labels = {"metadata": {"labels": {"pod-security.kubernetes.io/enforce": "restricted"}}}
-    control_plane.api.patch(f"/api/v1/namespaces/{jobs.namespace}", labels)
+    control_plane.api.patch(f"/api/v1/namespaces/{jobs.namespace}", {"metadata": {"labels": RESTRICTED}})
     jobs.create("root", podTemplate={"securityContext": {"runAsNonRoot": False, "runAsUser": 0}})
 
     def told() -> str:

@@ -5,6 +5,7 @@ FINETUNE_SOAK=1: twenty times each instead of three.
 
 import random
 import time
+from collections.abc import Callable
 
 import pytest
 
@@ -72,21 +73,26 @@ def last_rows(job: SmallJob) -> dict[int, Object]:
     return {row["step"]: row for row in job.rows()}
 
 
-def finish(job: SmallJob) -> None:
-    job.wait_for(Condition.COMPLETE, minutes=10)
+def train_twice(
+    node: Node, place: str, kind: str, disturb: Callable[[SmallJob, int], None], **sections: Object
+) -> tuple[SmallJob, SmallJob, float]:
+    """The same job undisturbed, and disturbed TIMES; both complete. And the seconds that the second one took."""
+    undisturbed, disturbed = (
+        SmallJob(node.control_plane, place, f"{kind}-{how}", **sections) for how in ("undisturbed", "disturbed")
+    )
+    undisturbed.apply()
+    undisturbed.wait_for(Condition.COMPLETE, minutes=10)
+    disturbed.apply()
+    began = time.monotonic()
+    for number in range(TIMES):
+        disturb(disturbed, number)
+    disturbed.wait_for(Condition.COMPLETE, minutes=10)
+    return undisturbed, disturbed, time.monotonic() - began
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_evicted_pods_lose_no_step(node: Node, place: str, kind: str, report: list[str]) -> None:
-    undisturbed = SmallJob(node.control_plane, place, f"{kind}-undisturbed", **KINDS[kind])
-    undisturbed.apply()
-    finish(undisturbed)
-    disturbed = SmallJob(node.control_plane, place, f"{kind}-disturbed", **KINDS[kind])
-    disturbed.apply()
-    began = time.monotonic()
-    for number in range(TIMES):
-        interrupt(disturbed, number)
-    finish(disturbed)
+    undisturbed, disturbed, seconds = train_twice(node, place, kind, interrupt, **KINDS[kind])
     status = disturbed.status()
     assert status["preemptions"] == TIMES
     assert status.get("lostSteps", 0) == 0
@@ -95,7 +101,6 @@ def test_evicted_pods_lose_no_step(node: Node, place: str, kind: str, report: li
         assert disturbed.rows(rank) == undisturbed.rows(rank)
     assert len(disturbed.rows()) >= status["progress"]["totalSteps"]
     assert disturbed.weights() == undisturbed.weights()
-    seconds = time.monotonic() - began
     report.append(f"{kind}: evicted {TIMES} times, 0 steps lost, complete after {seconds:.0f} s")
     record(f"evicted, {kind}", times=TIMES, lostSteps=0, sameRows=True, sameWeights=True, seconds=round(seconds))
     disturbed.delete()
@@ -103,21 +108,17 @@ def test_evicted_pods_lose_no_step(node: Node, place: str, kind: str, report: li
 
 
 def test_killed_trainers_lose_less_than_an_interval_each(node: Node, place: str, report: list[str]) -> None:
-    sections: dict[str, Object] = {"training": {"maxSteps": STEPS}, "checkpoint": {"everySteps": INTERVAL}}
-    undisturbed = SmallJob(node.control_plane, place, "sft-undisturbed", **sections)
-    undisturbed.apply()
-    finish(undisturbed)
-    killed = SmallJob(node.control_plane, place, "sft-killed", **sections, runPolicy={"backoffLimit": TIMES})
-    killed.apply()
-    began = time.monotonic()
-    for number in range(TIMES):
-        kill(killed, number)
-    finish(killed)
+    sections: dict[str, Object] = {
+        "training": {"maxSteps": STEPS},
+        "checkpoint": {"everySteps": INTERVAL},
+        "runPolicy": {"backoffLimit": TIMES},
+    }
+    undisturbed, killed, seconds = train_twice(node, place, "killed", kill, **sections)
     status = killed.status()
     assert (status["restarts"], status.get("preemptions", 0)) == (TIMES, 0)
     assert 0 < status["lostSteps"] <= TIMES * (INTERVAL + 1)
     assert last_rows(killed) == last_rows(undisturbed)
     assert killed.weights() == undisturbed.weights()
-    lost, seconds = status["lostSteps"], time.monotonic() - began
+    lost = status["lostSteps"]
     report.append(f"killed {TIMES} times, {lost} steps lost, complete after {seconds:.0f} s")
     record("killed", times=TIMES, interval=INTERVAL, lostSteps=lost, sameWeights=True, seconds=round(seconds))

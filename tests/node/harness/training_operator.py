@@ -1,6 +1,5 @@
 """Kubeflow's real training operator in the node's network, with its CRD and its webhook."""
 
-import base64
 import functools
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from tests.cluster.harness.waiting import wait_until
 from tests.node.harness.images import BASE, reference
 from tests.node.harness.machine import ADDRESS
 from tests.node.harness.node import Node
+from tests.node.harness.webhooks import bring_certificates, make_endpoints
 
 _MODULE = Path(__file__).parents[1] / "training_operator"
 _SOURCE = "github.com/kubeflow/training-operator"
@@ -57,9 +57,8 @@ class TrainingOperator:
             kube_api_qps=100,
             kube_api_burst=100,
         )
-        certificates = wait_until(self._read_certificates, "its certificates", 60, describe=self._daemon.read_log)
-        for name in ("ca.crt", "tls.crt", "tls.key"):
-            (folder / "serving-certs" / name).write_bytes(base64.b64decode(certificates[name]))
+        certificates = folder / "serving-certs"
+        bring_certificates(self._api, self._daemon, _NAMESPACE, f"{_NAME}-webhook-cert", certificates)
         wait_until(self._answers, "the training operator's webhook", 120, describe=self._daemon.read_log)
 
     def _path(self, plural: str) -> str:
@@ -69,20 +68,7 @@ class TrainingOperator:
         """Through which the API server finds the webhook."""
         metadata = {"name": _NAME, "namespace": _NAMESPACE}
         self._api.post(self._path("services"), {"metadata": metadata, "spec": {"ports": [{"port": 443}]}})
-        self._api.post(
-            f"/apis/discovery.k8s.io/v1/namespaces/{_NAMESPACE}/endpointslices",
-            {
-                "metadata": metadata | {"labels": {"kubernetes.io/service-name": _NAME}},
-                "addressType": "IPv4",
-                "endpoints": [{"addresses": [ADDRESS], "conditions": {"ready": True}}],
-                "ports": [{"name": "", "port": _PORT, "protocol": "TCP"}],
-            },
-        )
-
-    def _read_certificates(self) -> Object | None:
-        self._daemon.check()
-        data: Object = self._api.get(self._path(f"secrets/{_NAME}-webhook-cert")).get("data") or {}
-        return data if "tls.crt" in data else None
+        make_endpoints(self._api, _NAMESPACE, _NAME, _PORT)
 
     def _answers(self) -> bool:
         """Whether the webhook refuses what is invalid, in its own words."""

@@ -1,6 +1,5 @@
 """The real Kueue in the node's network, with its definitions and webhooks."""
 
-import base64
 from collections import defaultdict
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from tests.cluster.harness.binaries import download_module, ensure_tools
 from tests.cluster.harness.waiting import wait_until
 from tests.node.harness.machine import ADDRESS
 from tests.node.harness.node import Node
+from tests.node.harness.webhooks import bring_certificates, make_endpoints
 
 _MODULE = Path(__file__).parent
 _SOURCE = "sigs.k8s.io/kueue"
@@ -39,7 +39,7 @@ class Kueue:
         for namespace, objects in by_namespace.items():
             text = yaml.safe_dump_all(objects)
             node.control_plane.kubectl("apply", "--server-side", "-f", "-", namespace=namespace, stdin=text)
-        self._make_endpoints()
+        make_endpoints(self._api, _NAMESPACE, _SERVICE, _PORT)
         folder = node.machine.folder / "kueue-certificates"
         folder.mkdir()
         configuration = {
@@ -54,10 +54,7 @@ class Kueue:
         file = node.machine.folder / "kueue.yaml"
         file.write_text(yaml.safe_dump(configuration))
         self._daemon = node.machine.start(program, kubeconfig=node.control_plane.kubeconfig, config=file)
-        # It makes its own, and would find them where a pod has its Secret.
-        certificates = wait_until(self._read_certificates, "its certificates", 60, describe=self._daemon.read_log)
-        for name in ("ca.crt", "tls.crt", "tls.key"):
-            (folder / name).write_bytes(base64.b64decode(certificates[name]))
+        bring_certificates(self._api, self._daemon, _NAMESPACE, _SECRET, folder)
         wait_until(self._answers, "Kueue's webhook", 180, describe=self._daemon.read_log)
 
     def make_queue(self, namespace: str, queue: str, cpu: str, labels: dict[str, str]) -> None:
@@ -77,27 +74,6 @@ class Kueue:
     def set_stop_policy(self, queue: str, policy: str) -> None:
         """``HoldAndDrain`` takes the running ones away, ``None`` admits them again."""
         self._api.patch(f"/apis/{_VERSION}/clusterqueues/{queue}", {"spec": {"stopPolicy": policy}})
-
-    def _make_endpoints(self) -> None:
-        """Through which the API server finds the webhooks."""
-        self._api.post(
-            f"/apis/discovery.k8s.io/v1/namespaces/{_NAMESPACE}/endpointslices",
-            {
-                "metadata": {
-                    "name": _SERVICE,
-                    "namespace": _NAMESPACE,
-                    "labels": {"kubernetes.io/service-name": _SERVICE},
-                },
-                "addressType": "IPv4",
-                "endpoints": [{"addresses": [ADDRESS], "conditions": {"ready": True}}],
-                "ports": [{"name": "", "port": _PORT, "protocol": "TCP"}],
-            },
-        )
-
-    def _read_certificates(self) -> Object | None:
-        self._daemon.check()
-        data: Object = self._api.get(f"/api/v1/namespaces/{_NAMESPACE}/secrets/{_SECRET}").get("data") or {}
-        return data if "tls.crt" in data else None
 
     def _answers(self) -> bool:
         """Whether the webhook refuses what is invalid, in its own words."""
