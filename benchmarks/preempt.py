@@ -1,7 +1,7 @@
 """What an interruption costs: the trainer against a plain TRL script with transformers' just-in-time checkpoint, in turns.
 
 Seconds from SIGTERM, sent as a step ends, to the end of the process; from the start of the next process to its first new
-step; and what saving in the background adds to the training's time.
+step; and what a save adds to the training's time.
 
     python -m benchmarks.preempt [--rounds N] [--write]
 """
@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -23,8 +24,11 @@ from benchmarks.trainer import ROWS, plan_job, run_trainer, write_command, write
 
 RESULT = Path(__file__).with_name("results") / "preempt.json"
 STOPPED_AT = 4
-STEPS = 40
-SAVED_EVERY = 5
+STEPS = 50
+SAVED_EVERY = 20
+"""Steps: about 15 seconds, more often than anybody would."""
+FELT_FOR = 3
+"""Steps after a save that it may slow."""
 
 
 class Process:
@@ -90,18 +94,33 @@ def interrupt(command: list[str]) -> Interruption:
     return Interruption(seconds, code, when - second.began, max(0, done + 1 - step))
 
 
-def time_steps(command: list[str]) -> float:
-    """Seconds between the first step's end and the last one's, saves in between included."""
+def time_steps(command: list[str]) -> list[float]:
+    """Seconds from each step's end to the next one's, what is saved in between included; the last steps are left out."""
     process = Process(command)
-    _, began = process.wait_for_step(1)
-    _, ended = process.wait_for_step(STEPS)
+    ends = [process.wait_for_step(step)[1] for step in range(1, STEPS - 1)]
     process.kill()
-    return ended - began
+    return [later - earlier for earlier, later in pairwise(ends)]
+
+
+def measure_save(saving: list[float], without: list[float]) -> tuple[float, float]:
+    """What one save adds: (seconds, share of the time from one to the next). The runs train on the same batches.
+
+    A machine is faster in one minute than in the next: the other run's steps are taken as long as the undisturbed steps of
+    this one say.
+    """
+    felt = {
+        number for number in range(len(saving)) if number >= SAVED_EVERY - 1 and (number + 1) % SAVED_EVERY < FELT_FOR
+    }
+    ratios = [a / b for number, (a, b) in enumerate(zip(saving, without, strict=True)) if number not in felt]
+    added = sum(saving[number] - median(ratios) * without[number] for number in felt)
+    saves = sum((number + 1) % SAVED_EVERY == 0 for number in felt)
+    undisturbed = median(ratios) * sum(without) / len(without)
+    return added / saves, added / saves / (SAVED_EVERY * undisturbed)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--write", action="store_true", help=f"write {RESULT.name}")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
@@ -122,19 +141,22 @@ def main() -> None:
         pairs = [
             (interrupt(ours(f"ours-{turn}")), interrupt(theirs(f"theirs-{turn}"))) for turn in range(arguments.rounds)
         ]
-        saving = {"none": {}, "async": {"everySteps": SAVED_EVERY, "async": True}, "sync": {"everySteps": SAVED_EVERY}}
-        seconds: dict[str, list[float]] = {name: [] for name in saving}
+        saving: dict[str, Any] = {
+            "none": {"everySteps": 10 * STEPS},
+            "async": {"everySteps": SAVED_EVERY, "async": True},
+            "sync": {"everySteps": SAVED_EVERY},
+        }
+        seconds: dict[str, list[list[float]]] = {name: [] for name in saving}
         for turn in range(arguments.rounds):
-            for name, checkpoint in saving.items():
-                section = checkpoint or {"everySteps": 10 * STEPS}
+            for name, section in saving.items():
                 seconds[name].append(time_steps(ours(f"{name}-{turn}", checkpoint=section)))
     results = {
         "interruption": {
             "ours": _summarise([ours for ours, _ in pairs]),
             "just-in-time checkpoint of transformers": _summarise([theirs for _, theirs in pairs]),
         },
-        f"saving every {SAVED_EVERY} of {STEPS} steps, share of the time without": {
-            name: round(median(a / b for a, b in zip(seconds[name], seconds["none"], strict=True)), 3)
+        f"saving every {SAVED_EVERY} steps": {
+            name: _describe_saves([measure_save(*pair) for pair in zip(seconds[name], seconds["none"], strict=True)])
             for name in ("async", "sync")
         },
     }
@@ -147,6 +169,12 @@ def _summarise(interruptions: list[Interruption]) -> dict[str, float]:
     """Medians."""
     fields = Interruption.__dataclass_fields__
     return {field: round(median(getattr(each, field) for each in interruptions), 2) for field in fields}
+
+
+def _describe_saves(saves: list[tuple[float, float]]) -> dict[str, float]:
+    """Medians."""
+    seconds, shares = zip(*saves, strict=True)
+    return {"seconds_a_save": round(median(seconds), 2), "share_of_the_time": round(median(shares), 4)}
 
 
 if __name__ == "__main__":

@@ -56,6 +56,8 @@ class WorkloadStatus(ApiModel):
     """Restarts of the workloads before this one; what is left of backoffLimit goes on from here."""
     preemptions_before: int
     """Preemptions of the workloads before this one."""
+    saved_step_before: int | None = None
+    """Step of the newest checkpoint of the workloads before this one."""
     counted: list[str] | None = None
     """Ends of pods that are in the counts already, as pod/restart, as long as the pod is there."""
     peer_losses: int | None = None

@@ -6,14 +6,14 @@ from finetune_api import names
 from finetune_api.exit_codes import Retry, parse_exit_code
 from finetune_api.names import Reason
 from finetune_operator.manifests.metadata import Manifest, name_kind
-from finetune_operator.observe.counts import count_ends
+from finetune_operator.observe.counts import count_ends, find_saved_step
 from finetune_operator.observe.snapshot import Snapshot, Workload, select_policy
 
 # What of the workload's policy follows the FineTuneJob after the start; all else is fixed when the workload is made.
 FOLLOWING = ("suspend", "activeDeadlineSeconds", "ttlSecondsAfterFinished")
 # The Job controller waits 10 s before it replaces the first pod, then twice as long each time, up to 10 minutes, also for
-# pods that did nothing wrong. A Job that is made anew begins at 0.
-PREEMPTIONS_A_JOB = 2
+# pods that did nothing wrong, and for those that trained for days in between. A Job that is made anew begins at 0.
+ENDS_A_JOB = 2
 
 
 @dataclass(frozen=True)
@@ -85,19 +85,27 @@ def _compare(wanted: Manifest, actual: Manifest, followed: tuple[str, ...]) -> M
 
 
 def _waits_needlessly(snapshot: Snapshot, workload: Workload) -> bool:
-    """Whether pods that have ended without fault would be replaced late. Those that were evicted are gone by then."""
-    before = snapshot.status.get("workload", {}).get("preemptionsBefore", 0)
-    ended = [pod.exit_code for pod in snapshot.pods]
-    return (
-        workload.kind == "Job"
-        and not workload.policy.get("suspend")
-        and count_ends(snapshot).preemptions - before >= PREEMPTIONS_A_JOB
-        and None not in ended
-        and 0 not in ended
-        and all(
-            pod.disrupted or parse_exit_code(pod.exit_code or 0).retry is Retry.FREE for pod in snapshot.current_pods
-        )
-    )
+    """Whether pods that have ended would be replaced late, without a fault of theirs or with progress in between.
+
+    Those that were evicted are gone by then. Nothing is deleted that isn't counted, and written down, yet. A job in a
+    queue would lose its turn.
+    """
+    if workload.kind != "Job" or workload.policy.get("suspend") or names.LABEL_QUEUE in workload.labels:
+        return False
+    ended, counts = [pod.exit_code for pod in snapshot.pods], count_ends(snapshot)
+    if None in ended or 0 in ended or not counts.are_written(snapshot.status):
+        return False
+    if workload.uncounted or any(pod.uncounted for pod in snapshot.pods):
+        return False
+    known = snapshot.status.get("workload", {})
+    before = known.get("preemptionsBefore", 0) + known.get("restartsBefore", 0)
+    if counts.preemptions + counts.restarts - before < ENDS_A_JOB:
+        return False
+    retries = {Retry.FREE if pod.disrupted else parse_exit_code(pod.exit_code or 0).retry for pod in snapshot.current_pods}  # fmt: skip
+    if Retry.COUNTED in retries:
+        is_last = workload.failed > workload.policy["backoffLimit"]
+        return not is_last and find_saved_step(snapshot.status) > known.get("savedStepBefore", 0)
+    return Retry.NEVER not in retries
 
 
 def _decide_obstacle(existing: Manifest, manifest: Manifest, uid: str) -> Obstacle | None:

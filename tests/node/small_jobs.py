@@ -10,8 +10,8 @@ import yaml
 from kubernetes.client import ApiException
 
 from finetune_api import names
-from finetune_trainer.checkpoint.marker import MARKER_NAME
 from tests.chart.release import Release
+from tests.checkpoints import list_complete
 from tests.cluster.harness.api import Object
 from tests.cluster.harness.control_plane import ControlPlane
 from tests.cluster.harness.waiting import wait_until
@@ -136,10 +136,9 @@ class SmallJob(Training):
     def saved_step(self) -> int:
         """Of the newest complete checkpoint; 0: there is none."""
         try:
-            markers = list((self.output() / "checkpoints").rglob(MARKER_NAME))
+            return max(list_complete(self.output() / "checkpoints"), default=0)
         except (LookupError, OSError, ApiException):  # no claim yet
             return 0
-        return max((int(marker.parent.name.split("-")[1]) for marker in markers), default=0)
 
     def weights(self) -> bytes:
         """The adapter, bit for bit."""

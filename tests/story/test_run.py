@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.checkpoints import list_complete
 from tests.trainer.plans import write_conversations
 
 STEPS, SAVE_EVERY = 40, 5
@@ -53,11 +54,6 @@ def adapter(output: Path) -> bytes:
     return (output / "output" / "adapter" / "adapter_model.safetensors").read_bytes()
 
 
-def checkpoints(output: Path) -> list[int]:
-    found = output.glob("output/checkpoints/*/checkpoint-*/finetune-checkpoint.json")
-    return sorted(int(marker.parent.name.split("-")[1]) for marker in found)
-
-
 def children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
@@ -68,7 +64,7 @@ def test_killed_and_run_again_ends_with_the_same_bits(job_file: Path, tmp_path: 
 
     process = start(job_file, killed)
     deadline = time.monotonic() + 300
-    while not [step for step in checkpoints(killed) if step >= 2 * SAVE_EVERY]:
+    while not [step for step in list_complete(killed) if step >= 2 * SAVE_EVERY]:
         assert process.poll() is None, killed.with_suffix(".log").read_text()[-3000:]
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -76,7 +72,7 @@ def test_killed_and_run_again_ends_with_the_same_bits(job_file: Path, tmp_path: 
         os.kill(pid, signal.SIGKILL)
     process.wait()
     assert not (killed / "output" / "result.json").exists()
-    saved = checkpoints(killed)
+    saved = list_complete(killed)
     assert saved[-1] < STEPS
 
     assert start(job_file, killed).wait(timeout=300) == 0, killed.with_suffix(".log").read_text()[-3000:]

@@ -160,12 +160,6 @@ def adapter_bytes(plan: TrainingPlan) -> bytes:
     return (Path(plan.output.directory) / "adapter" / "adapter_model.safetensors").read_bytes()
 
 
-def list_complete(folder: Path) -> list[int]:
-    """Steps of the checkpoints in ``folder`` that have their marker, oldest first."""
-    markers = folder.glob("checkpoint-*/finetune-checkpoint.json")
-    return sorted(int(marker.parent.name.split("-")[1]) for marker in markers)
-
-
 def clear(plan: TrainingPlan) -> None:
     """Forget a run's checkpoints and output."""
     shutil.rmtree(plan.checkpoint.directory, ignore_errors=True)

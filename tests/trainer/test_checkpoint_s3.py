@@ -17,8 +17,9 @@ from finetune_api.exit_codes import ExitCode
 from finetune_api.plan import TrainingPlan
 from finetune_trainer.checkpoint.reached import ReachedCallback, count_lost_steps
 from finetune_trainer.s3 import connect_s3
+from tests.checkpoints import list_complete
 from tests.soak import SOAK, record
-from tests.trainer.conftest import Start, TrainerProcess, adapter_bytes, list_complete
+from tests.trainer.conftest import Start, TrainerProcess, adapter_bytes
 from tests.trainer.s3_server import BUCKET, S3Server
 
 AWAY_SECONDS = 30 if SOAK else 8

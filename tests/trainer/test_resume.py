@@ -9,7 +9,8 @@ import pytest
 
 from finetune_api.exit_codes import ExitCode
 from finetune_api.plan import TrainingPlan
-from tests.trainer.conftest import Start, adapter_bytes, clear, list_complete
+from tests.checkpoints import list_complete
+from tests.trainer.conftest import Start, adapter_bytes, clear
 
 STEPS = 9
 

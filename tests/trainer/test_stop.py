@@ -15,8 +15,9 @@ import pytest
 
 from finetune_api.exit_codes import ExitCode
 from finetune_api.plan import TrainingPlan
+from tests.checkpoints import list_complete
 from tests.soak import SOAK, record
-from tests.trainer.conftest import Start, adapter_bytes, clear, list_complete
+from tests.trainer.conftest import Start, adapter_bytes, clear
 from tests.trainer.ranks import begin_launcher, run_ranks, share_out, start_ranks
 
 TIMES = 50 if SOAK else 3

@@ -186,21 +186,51 @@ def test_more_preemptions_than_allowed_end_the_job():
 
 
 def test_a_preempted_job_is_made_anew_before_the_job_controller_lets_it_wait_for_long():
-    once = {"preemptions": 1, "workload": {"uid": "job-1", "restartsBefore": 0, "preemptionsBefore": 0}}
+    once = {"preemptions": 1, "workload": WORKLOAD | {"counted": ["bot-0/0"]}}
     twice = once | {"preemptions": 2}
-    for status, ended, is_replaced in [
-        (once, [], False),
-        (twice, [], True),
-        (twice, [pod(0, exited(75))], True),
-        (twice, [pod(0, RUNNING)], False),
-        (twice, [pod(0, exited(1))], False),
-    ]:
-        counted = status | {"workload": status["workload"] | {"counted": ["bot-0/0"]}}
-        job = build_finetunejob(counted)
-        intent = decide_intent(build_snapshot(job, build_workload(), ended), decide(job)[1])
-        assert [each["metadata"]["uid"] for each in intent.delete] == (["job-1"] if is_replaced else [])
-    anew = build_finetunejob(twice | {"workload": {"uid": "job-2", "restartsBefore": 0, "preemptionsBefore": 2}})
-    assert not decide_intent(build_snapshot(anew, build_workload(uid="job-2"), []), decide(anew)[1]).delete
+    assert not is_replaced(once, [])
+    assert is_replaced(twice, [])
+    assert is_replaced(twice, [pod(0, exited(75))])
+    assert not is_replaced(twice, [pod(0, RUNNING)])
+    assert not is_replaced(twice, [pod(0, exited(10))])
+    assert not is_replaced(twice, [pod(0, exited(75), name="not-written-yet")])
+    assert not is_replaced(twice, [], resources={"queueName": "team-a"})  # it would lose its turn
+    assert not is_replaced(twice | {"workload": WORKLOAD | {"preemptionsBefore": 2}}, [])
+
+
+def test_a_failed_job_is_made_anew_if_there_was_a_checkpoint_in_between():
+    saved = {"checkpoints": {"latest": {"step": 40}}}
+    once, twice = {"restarts": 1, "workload": WORKLOAD}, {"restarts": 2, "workload": WORKLOAD}
+    failed = [pod(0, exited(1)), pod(0, exited(137), name="newer")]
+    assert is_replaced(twice | saved, failed, build_workload(failed=2, backoffLimit=3))
+    assert not is_replaced(once | saved, failed[:1], build_workload(failed=1, backoffLimit=3))
+    # Without a checkpoint the wait is what it is for: whatever fails has time to recover.
+    assert not is_replaced(twice, failed, build_workload(failed=2, backoffLimit=3))
+    before = twice | saved | {"workload": WORKLOAD | {"savedStepBefore": 40}}
+    assert not is_replaced(before, failed, build_workload(failed=2, backoffLimit=3))
+
+
+def test_a_failed_job_is_kept_until_its_failures_are_counted():
+    status = {"restarts": 2, "workload": WORKLOAD, "checkpoints": {"latest": {"step": 40}}}
+    failed = [pod(0, exited(1)), pod(0, exited(1), name="newer")]
+    assert not is_replaced(status, failed, build_workload(failed=3, backoffLimit=3))  # and is not written
+    assert not is_replaced(status | {"restarts": 3}, failed, build_workload(failed=3, backoffLimit=2))  # ends the job
+    counting = build_workload(failed=2, backoffLimit=3)
+    counting["status"]["uncountedTerminatedPods"] = {"failed": ["uid"]}
+    assert not is_replaced(status, failed, counting)
+    failed[1]["metadata"]["finalizers"] = ["batch.kubernetes.io/job-tracking"]
+    assert not is_replaced(status, failed, build_workload(failed=2, backoffLimit=3))
+
+
+WORKLOAD = {"uid": "job-1", "restartsBefore": 0, "preemptionsBefore": 0}
+
+
+def is_replaced(status, pods, workload=None, **spec):
+    job, workload = build_finetunejob(status, **spec), workload or build_workload()
+    manifests = decide(job)[1]
+    workload["metadata"]["labels"] = manifests[-1]["metadata"]["labels"]
+    deleted = decide_intent(build_snapshot(job, workload, pods), manifests).delete
+    return [each["metadata"]["uid"] for each in deleted] == ["job-1"]
 
 
 def test_the_workload_follows_the_market():

@@ -49,6 +49,7 @@ def test_created():
         "uid": "job-1",
         "restartsBefore": 0,
         "preemptionsBefore": 0,
+        "savedStepBefore": 0,
         "counted": [],
     }
     assert status["startTime"] == "2026-01-01T12:00:00Z"

@@ -57,7 +57,7 @@ class Heartbeat:
 
     def __init__(self, host: str, port: int, node: int, nodes: int) -> None:
         self.lost = threading.Event()
-        self._host, self._port, self._node = host, port, node
+        self.host, self.port, self.node = host, port, node
         self._listened_to = range(1, nodes) if node == 0 else (node,)
         self._met = threading.Event()
         self._leaving = threading.Event()
@@ -71,7 +71,7 @@ class Heartbeat:
         Raises: PreemptedError once told to stop; PeerLostError after PATIENCE, to give the GPUs back.
         """
         until = time.monotonic() + PATIENCE
-        while self._node and not self._met.wait(1):
+        while self.node and not self._met.wait(1):
             if stopping.is_set():
                 raise PreemptedError("told to stop while the first node was away; nothing is lost")
             if time.monotonic() > until:
@@ -95,7 +95,7 @@ class Heartbeat:
                 self._beat(store, f"{life} {count}")
                 if self._leaving.wait(INTERVAL):
                     break
-            store.set(str(self._node), _LEFT)
+            store.set(str(self.node), _LEFT)
         except DistError:
             # The first node's launcher is gone, and its ranks with it: those here see that, unless its machine is gone too.
             if not self._leaving.wait(LOST_AFTER):
@@ -105,13 +105,13 @@ class Heartbeat:
         """Raises: DistError, once this node leaves without having met the first one."""
         while True:
             try:
-                socket.create_connection((self._host, self._port), LOST_AFTER).close()
+                socket.create_connection((self.host, self.port), LOST_AFTER).close()
                 break
             except OSError as error:
                 if self._leaving.wait(1):
                     raise DistError("the first node was never there") from error
         self._met.set()
-        store = TCPStore(self._host, self._port, is_master=False, wait_for_workers=False)
+        store = TCPStore(self.host, self.port, is_master=False, wait_for_workers=False)
         return PrefixStore("heartbeat", store)
 
     def _beat(self, store: Store, beat: str) -> None:
@@ -120,7 +120,7 @@ class Heartbeat:
         watchdog.daemon = True
         watchdog.start()
         try:
-            store.set(str(self._node), beat)
+            store.set(str(self.node), beat)
             heard = {node: store.get(str(node)).decode() for node in self._listened_to if store.check([str(node)])}
         finally:
             watchdog.cancel()

@@ -8,7 +8,7 @@ import tempfile
 import threading
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import psutil  # type: ignore[import-untyped]
 
@@ -51,7 +51,6 @@ def launch(plan_file: Path, parallelism: ParallelismPlan) -> int:
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     from finetune_trainer.elastic import RoundsEnded
-    from finetune_trainer.heartbeat import Heartbeat
 
     processes = parallelism.processes_per_node
     if parallelism.device == "cpu":
@@ -62,16 +61,15 @@ def launch(plan_file: Path, parallelism: ParallelismPlan) -> int:
         termination: Termination | None = None
         heartbeat: Heartbeat | None = None
         try:
-            place = _find_place(parallelism.nodes)
-            if place is not None:
-                heartbeat = Heartbeat(*place, parallelism.nodes)
+            heartbeat = _begin_heartbeat(parallelism.nodes)
+            if heartbeat is not None:
                 heartbeat.meet(stopping)
             config = LaunchConfig(
                 min_nodes=parallelism.elastic.min_nodes if parallelism.elastic else parallelism.nodes,
                 max_nodes=parallelism.nodes,
                 nproc_per_node=processes,
                 run_id="finetune",
-                **_build_rendezvous(parallelism, place, heartbeat, Path(directory), stopping),
+                **_build_rendezvous(parallelism, heartbeat, Path(directory), stopping),
                 # The agent would answer SIGTERM by killing ranks that are still writing their checkpoint.
                 signals_to_handle="SIGHUP",
                 shutdown_timeout=_AFTER_FAILURE,
@@ -99,16 +97,11 @@ def launch(plan_file: Path, parallelism: ParallelismPlan) -> int:
     return code
 
 
-class _Place(NamedTuple):
-    """Where the launchers of several nodes meet, at the first one, and which of them this is."""
+def _begin_heartbeat(nodes: int) -> "Heartbeat | None":
+    """To the first node, where the launchers meet, as the environment says; None for a node that is alone.
 
-    host: str
-    port: int
-    node: int
-
-
-def _find_place(nodes: int) -> _Place | None:
-    """As the environment says; None for a node that is alone. Raises: InvalidInputError when it doesn't say it all."""
+    Raises: InvalidInputError when the environment doesn't say it all.
+    """
     if nodes == 1:
         return None
     numbers = [os.environ[name] for name in _NODE_RANKS if name in os.environ]
@@ -120,22 +113,23 @@ def _find_place(nodes: int) -> _Place | None:
             f"parallelism.nodes is {nodes}, and the environment lacks {', '.join(missing)}: start one process on each "
             "node with them, as Kubeflow's PyTorchJob does"
         )
-    return _Place(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), int(numbers[0]))
+    from finetune_trainer.heartbeat import Heartbeat
+
+    return Heartbeat(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), int(numbers[0]), nodes)
 
 
 def _build_rendezvous(
     parallelism: ParallelismPlan,
-    place: _Place | None,
     heartbeat: "Heartbeat | None",
     last_words: Path,
     stopping: threading.Event,
 ) -> dict[str, Any]:
     """How the nodes' launchers meet, and how often."""
-    if place is None or heartbeat is None:
+    if heartbeat is None:
         return {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "local_addr": "localhost", "max_restarts": 0}
-    elastic, endpoint = parallelism.elastic, f"{place.host}:{place.port}"
+    elastic, endpoint = parallelism.elastic, f"{heartbeat.host}:{heartbeat.port}"
     if elastic is None:
-        configuration: dict[str, Any] = {"rank": place.node}
+        configuration: dict[str, Any] = {"rank": heartbeat.node}
         return {"rdzv_backend": "static", "rdzv_endpoint": endpoint, "rdzv_configs": configuration, "max_restarts": 0}
     from finetune_trainer.elastic import CONFIGURATION, register_rendezvous
 
@@ -143,10 +137,10 @@ def _build_rendezvous(
     return {
         "rdzv_backend": register_rendezvous(elastic, processes, last_words, stopping, heartbeat),
         "rdzv_endpoint": endpoint,
-        "rdzv_configs": CONFIGURATION | {"is_host": place.node == 0},
+        "rdzv_configs": CONFIGURATION | {"is_host": heartbeat.node == 0},
         # Ranks are numbered by their nodes' addresses, and rank 0 has to be on the first node, the one that is asked for
         # the progress. Of the others nobody needs the address.
-        "local_addr": place.host if place.node == 0 else f"~{place.node:05}",
+        "local_addr": heartbeat.host if heartbeat.node == 0 else f"~{heartbeat.node:05}",
         # Which ends count is decided between the rounds.
         "max_restarts": sys.maxsize,
     }

@@ -20,6 +20,10 @@ class Counts:
     peer_losses_since: str
     """What there is of these three; once it changes, the row begins anew."""
 
+    def are_written(self, status: Manifest) -> bool:
+        """Whether the status says so already: what was counted by the pods outlives them."""
+        return (self.restarts, self.preemptions) == (status.get("restarts", 0), status.get("preemptions", 0))
+
 
 def count_ends(snapshot: Snapshot) -> Counts:
     """Each end is counted once: pods go, and their ends are seen by many passes.
@@ -50,12 +54,13 @@ def count_ends(snapshot: Snapshot) -> Counts:
         base = known["restartsBefore"] if is_known else restarts
         # The failure that ended the job was not followed by a restart.
         restarts = max(restarts, base + workload.failed - (workload.finished == "Failed" and workload.failed > 0))
-    since = f"{restarts} restarts, {preemptions} preemptions, step {_find_saved_step(before)}"
+    since = f"{restarts} restarts, {preemptions} preemptions, step {find_saved_step(before)}"
     losses += known.get("peerLosses", 0) if since == known.get("peerLossesSince") else 0
     return Counts(restarts, preemptions, tuple(sorted(ends)), losses, since)
 
 
-def _find_saved_step(status: Manifest) -> int:
+def find_saved_step(status: Manifest) -> int:
+    """Of the newest complete checkpoint; 0: there is none."""
     step: int = status.get("checkpoints", {}).get("latest", {}).get("step", 0)
     return step
 

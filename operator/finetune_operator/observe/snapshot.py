@@ -17,6 +17,7 @@ Manifest = dict[str, Any]
 POD_GRACE = timedelta(seconds=5)
 # Conditions of Jobs and PyTorchJobs that say that they are over, and the Job's word for it.
 _ENDS = {"Complete": "Complete", "Succeeded": "Complete", "Failed": "Failed"}
+_TRACKING = "batch.kubernetes.io/job-tracking"
 _BLAME = (Retry.NEVER, Retry.COUNTED, Retry.FREE)
 
 
@@ -28,6 +29,7 @@ class Workload:
     name: str
     uid: str
     owner_uid: str | None
+    labels: Manifest
     market: str | None
     """Where its pods run, for jobs with spot.enabled."""
     policy: Manifest
@@ -36,6 +38,8 @@ class Workload:
     """Its controller has stopped it; the policy's suspend is what was asked."""
     failed: int
     """Failed pods that count towards backoffLimit, by the Job controller."""
+    uncounted: bool
+    """Whether pods have ended that the Job controller is about to count."""
     finished: str | None
     """Complete or Failed, when it is."""
     reason: str
@@ -65,6 +69,8 @@ class Pod:
     node: str | None
     ip: str | None
     deleting: bool
+    uncounted: bool
+    """Whether the Job controller still has to count its end."""
     disrupted: bool
     unschedulable: str | None
     """The scheduler's message."""
@@ -181,9 +187,11 @@ def parse_workload(workload: Manifest) -> Workload:
         name=metadata["name"],
         uid=metadata["uid"],
         owner_uid=owner["uid"] if owner else None,
+        labels=metadata.get("labels", {}),
         market=metadata.get("annotations", {}).get(names.ANNOTATION_MARKET),
         policy=select_policy(workload),
         suspended="Suspended" in holding,
+        uncounted=any((status.get("uncountedTerminatedPods") or {}).values()),
         failed=(status.get("failed") or 0) if kind == "Job" else 0,
         finished=_ENDS[finished] if finished else None,
         reason=holding[finished].get("reason", "") if finished else "",
@@ -234,6 +242,7 @@ def parse_pod(pod: Manifest) -> Pod:
         node=pod["spec"].get("nodeName"),
         ip=status.get("podIP"),
         deleting="deletionTimestamp" in metadata,
+        uncounted=_TRACKING in metadata.get("finalizers", ()),
         disrupted=disruption.get("status") == "True",
         unschedulable=scheduled.get("message", "") if unschedulable else None,
         unschedulable_since=scheduled.get("lastTransitionTime") if unschedulable else None,

@@ -5,7 +5,7 @@ from typing import Any
 from finetune_api.names import Phase, Reason
 from finetune_api.spec import FineTuneJob
 from finetune_operator.manifests.metadata import output_claim_name
-from finetune_operator.observe.counts import count_ends
+from finetune_operator.observe.counts import count_ends, find_saved_step
 from finetune_operator.observe.snapshot import Manifest, Snapshot, Workload
 from finetune_operator.plan.decide import Decided
 from finetune_operator.status.conditions import decide_conditions, format_time
@@ -70,15 +70,20 @@ def _add_workload(status: Manifest, snapshot: Snapshot, workload: Workload) -> N
     before = snapshot.status
     known, counts = before.get("workload", {}), count_ends(snapshot)
     if known.get("uid") == workload.uid:
-        bases = known["restartsBefore"], known["preemptionsBefore"]
+        bases = {
+            name: known[name] for name in ("restartsBefore", "preemptionsBefore", "savedStepBefore") if name in known
+        }
     else:
-        bases = before.get("restarts", 0), before.get("preemptions", 0)
+        bases = {
+            "restartsBefore": before.get("restarts", 0),
+            "preemptionsBefore": before.get("preemptions", 0),
+            "savedStepBefore": find_saved_step(before),
+        }
     status["workload"] = {
         "kind": workload.kind,
         "name": workload.name,
         "uid": workload.uid,
-        "restartsBefore": bases[0],
-        "preemptionsBefore": bases[1],
+        **bases,
         "counted": list(counts.counted),
     }
     if counts.peer_losses:

@@ -1,6 +1,8 @@
 """Makes a checkpoint that the Trainer has written complete: brings it to where it is kept, and writes the marker last."""
 
+import os
 import shutil
+import sys
 import tempfile
 import threading
 from collections.abc import Callable
@@ -13,6 +15,9 @@ from finetune_trainer.checkpoint.resume import name_checkpoint, read_marker, rot
 from finetune_trainer.checkpoint.store import Store
 from finetune_trainer.distributed import Ranks
 from finetune_trainer.files import list_files, sync_folder
+
+_LEAST_PRIORITY = 19
+"""Of a save in the background: where all cores are busy with the training, it waits for them."""
 
 
 @dataclass(frozen=True)
@@ -57,9 +62,12 @@ class Keeper:
         """
         if not self._ranks.is_local_main:
             return
-        self._thread = threading.Thread(target=self._keep, args=(marker, best_step), name="checkpoint", daemon=True)
+        in_background = self._plan.checkpoint.asynchronous and not at_once
+        self._thread = threading.Thread(
+            target=self._keep, args=(marker, best_step, in_background), name="checkpoint", daemon=True
+        )
         self._thread.start()
-        if at_once or not self._plan.checkpoint.asynchronous:
+        if not in_background:
             self.wait()
 
     def wait(self) -> None:
@@ -79,7 +87,9 @@ class Keeper:
         files = tuple(new.model_copy(update={"path": name}) if record.path == name else record for record in old)
         self._complete(marker.model_copy(update={"files": files}))
 
-    def _keep(self, marker: Marker, best_step: int | None) -> None:
+    def _keep(self, marker: Marker, best_step: int | None, in_background: bool) -> None:
+        if in_background and sys.platform == "linux":  # which has a priority for each thread
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LEAST_PRIORITY)
         brought = self._ranks.gather_nodes(self._bring(marker.step))
         if not self._ranks.is_main:
             return

@@ -105,5 +105,6 @@ def serve_state(state: RunState, devices: Devices, port: int) -> ThreadingHTTPSe
     server.state = state
     server.registry = CollectorRegistry()
     server.registry.register(RunCollector(state, devices))
-    threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
+    # Its shutdown lasts as long as the time between two looks for one.
+    threading.Thread(target=server.serve_forever, args=(0.05,), name="metrics", daemon=True).start()
     return server
