@@ -62,6 +62,20 @@ def test_from_running_over_preempted_and_resuming_to_running():
     assert (stage.phase, status["preemptions"], status["lostSteps"]) == (Phase.RUNNING, 1, 2)
 
 
+def test_from_restarting_over_resuming_to_running():
+    saved = {"checkpoints": {"latest": {"step": 40, "uri": "pvc://bot/checkpoint-40"}}}
+    job = build_finetunejob({"phase": Phase.RUNNING, "message": "Step 45 of 90."} | saved)
+    failed = pod(0, exited(1, words(reason="TrainerError", message="boom")))
+    stage, status = status_of(build_snapshot(job, build_workload(failed=1), [failed]))
+    assert (stage.phase, stage.reason) == (Phase.PENDING, Reason.RESTARTING)
+    # The Job may be made anew: the story stays.
+    stage, status = status_of(build_snapshot(build_finetunejob(status | saved), build_workload(uid="job-2"), []))
+    assert (stage.reason, stage.message, status["restarts"]) == (Reason.RESTARTING, "Starts again after: boom", 1)
+    again = pod(0, RUNNING, name="again")
+    stage, _ = status_of(build_snapshot(build_finetunejob(status), build_workload(uid="job-2"), [again]))
+    assert (stage.phase, stage.message) == (Phase.RESUMING, "Goes on from the checkpoint of step 40.")
+
+
 def test_an_evicted_pod_counts_once_before_and_after_its_end():
     ending = build_snapshot(build_finetunejob(), build_workload(), [pod(0, RUNNING, conditions=DISRUPTED)])
     _, status = status_of(ending)

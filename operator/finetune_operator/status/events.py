@@ -5,7 +5,7 @@ from typing import Literal
 
 from finetune_api.names import Phase, Reason
 from finetune_operator.observe.snapshot import Manifest
-from finetune_operator.status.stage import Stage
+from finetune_operator.status.stage import Stage, find_reason
 
 WARNINGS = frozenset(
     {
@@ -40,7 +40,7 @@ def decide_events(stage: Stage, before: Manifest, after: Manifest) -> list[Event
         events.append(Event("Warning", Reason.RESTARTING, f"Restart {after['restarts']}: {stage.message}"))
     if "market" in before and after.get("market") != before["market"]:
         events.append(Event("Normal", Reason.MARKET_CHANGED, f"Goes on with {after['market']} nodes."))
-    if stage.phase == before.get("phase") and stage.reason == _reason(before):
+    if stage.phase == before.get("phase") and stage.reason == find_reason(before):
         return events
     if stage.phase == Phase.SUCCEEDED:
         events.append(Event("Normal", stage.reason, stage.message))
@@ -53,9 +53,3 @@ def decide_events(stage: Stage, before: Manifest, after: Manifest) -> list[Event
     elif before.get("phase") == Phase.SUSPENDED:
         events.append(Event("Normal", Reason.RESUMED, "Resumed."))
     return events
-
-
-def _reason(status: Manifest) -> str | None:
-    return next(
-        (condition["reason"] for condition in status.get("conditions", ()) if condition["type"] == "Progressing"), None
-    )

@@ -138,9 +138,9 @@ def _decide_queued(snapshot: Snapshot) -> Stage | None:
 def _decide_running(snapshot: Snapshot) -> Stage:
     pod = snapshot.telling_pod
     created = Stage(Phase.PENDING, Reason.CREATED, "The workload is created; its pod is not there yet.")
-    if _was_interrupted(snapshot):
+    if interruption := _find_interruption(snapshot):
         # Until the next pod runs, what happened to the last one is what there is to tell.
-        created = Stage(Phase.PREEMPTED, Reason.PREEMPTED, snapshot.status["message"])
+        created = Stage(snapshot.status["phase"], interruption, snapshot.status["message"])
     if pod is None:
         if snapshot.pod_refusal:
             return Stage(Phase.PENDING, Reason.POD_REFUSED, _describe_refusal(snapshot.pod_refusal))
@@ -183,16 +183,17 @@ def _decide_between_pods(snapshot: Snapshot, pod: Pod) -> Stage:
     return replace(_decide_training(snapshot), look_again_seconds=LOOK_AGAIN_SECONDS)
 
 
-def _was_interrupted(snapshot: Snapshot) -> bool:
-    return snapshot.status.get("phase") == Phase.PREEMPTED
+def _find_interruption(snapshot: Snapshot) -> str | None:
+    reason = find_reason(snapshot.status)
+    return reason if reason in (Reason.PREEMPTED, Reason.RESTARTING) else None
 
 
 def _decide_training(snapshot: Snapshot) -> Stage:
     """By the trainer's own word; between two words it is where it was."""
     progress = snapshot.progress
     saved = snapshot.status.get("checkpoints", {}).get("latest")
-    before = _was_interrupted(snapshot) or snapshot.status.get("phase") == Phase.RESUMING
-    if before and saved is not None and (progress is None or progress.stage == "preparing"):
+    stood_still = _find_interruption(snapshot) or snapshot.status.get("phase") == Phase.RESUMING
+    if stood_still and saved is not None and (progress is None or progress.stage == "preparing"):
         return Stage(Phase.RESUMING, Reason.RESUMING, f"Goes on from the checkpoint of step {saved['step']}.")
     if progress is None:
         phase = snapshot.status.get("phase")
@@ -220,6 +221,14 @@ def _describe_refusal(words: str) -> str:
     """The Job controller's words without the pod's name, which is another at each try."""
     pod, found, reason = words.removeprefix("Error creating: ").partition(" is forbidden: ")
     return f"The pod is forbidden: {reason}" if found else f"The pod can't be made: {pod}"
+
+
+def find_reason(status: Manifest) -> str | None:
+    """Why the job stands where it stands."""
+    return next(
+        (condition["reason"] for condition in status.get("conditions", ()) if condition["type"] == Condition.PROGRESSING),
+        None,
+    )
 
 
 def is_true(status: Manifest, type_: str) -> bool:
