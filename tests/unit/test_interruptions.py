@@ -62,6 +62,15 @@ def test_from_running_over_preempted_and_resuming_to_running():
     assert (stage.phase, status["preemptions"], status["lostSteps"]) == (Phase.RUNNING, 1, 2)
 
 
+def test_a_pod_that_is_taken_away_without_a_word_is_not_said_to_have_failed():
+    evicted = [{"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI"}]
+    stage, _ = status_of(
+        build_snapshot(build_finetunejob(), build_workload(), [pod(0, exited(143), conditions=evicted)])
+    )
+    assert stage.phase == Phase.PREEMPTED
+    assert stage.message == "Starts again after: EvictionByEvictionAPI took the pod away before the trainer could save"
+
+
 def test_from_restarting_over_resuming_to_running():
     saved = {"checkpoints": {"latest": {"step": 40, "uri": "pvc://bot/checkpoint-40"}}}
     job = build_finetunejob({"phase": Phase.RUNNING, "message": "Step 45 of 90."} | saved)

@@ -71,7 +71,8 @@ class Pod:
     deleting: bool
     uncounted: bool
     """Whether the Job controller still has to count its end."""
-    disrupted: bool
+    disruption: str | None
+    """Who takes it away, such as EvictionByEvictionAPI or PreemptionByScheduler; None: nobody does."""
     unschedulable: str | None
     """The scheduler's message."""
     unschedulable_since: str | None
@@ -92,6 +93,10 @@ class Pod:
     """When it gave them back: a container that is started again in place keeps them."""
     termination: Termination | None
     """The trainer's last words."""
+
+    @property
+    def disrupted(self) -> bool:
+        return self.disruption is not None
 
     @property
     def last_end(self) -> str:
@@ -243,7 +248,7 @@ def parse_pod(pod: Manifest) -> Pod:
         ip=status.get("podIP"),
         deleting="deletionTimestamp" in metadata,
         uncounted=_TRACKING in metadata.get("finalizers", ()),
-        disrupted=disruption.get("status") == "True",
+        disruption=disruption.get("reason", "Disrupted") if disruption.get("status") == "True" else None,
         unschedulable=scheduled.get("message", "") if unschedulable else None,
         unschedulable_since=scheduled.get("lastTransitionTime") if unschedulable else None,
         waiting_reason=waiting.get("reason"),

@@ -212,6 +212,8 @@ def describe_exit(pod: Pod) -> str:
     """What ended a pod, for people: the trainer's own words where it had any."""
     if words := _last_words(pod):
         return words
+    if pod.disruption is not None:
+        return f"{pod.disruption} took the pod away before the trainer could save"
     if pod.exit_reason == "OOMKilled":
         return "the kernel killed the trainer for using more than resources.memory; raise it, or lower perDeviceBatchSize or maxLength"
     return parse_exit_code(pod.exit_code or pod.last_exit_code or 0).description
@@ -226,7 +228,11 @@ def _describe_refusal(words: str) -> str:
 def find_reason(status: Manifest) -> str | None:
     """Why the job stands where it stands."""
     return next(
-        (condition["reason"] for condition in status.get("conditions", ()) if condition["type"] == Condition.PROGRESSING),
+        (
+            condition["reason"]
+            for condition in status.get("conditions", ())
+            if condition["type"] == Condition.PROGRESSING
+        ),
         None,
     )
 
