@@ -58,6 +58,10 @@ class WorkloadStatus(ApiModel):
     """Preemptions of the workloads before this one."""
     saved_step_before: int | None = None
     """Step of the newest checkpoint of the workloads before this one."""
+    start_time: Time | None = None
+    """When its controller began, the last time; only of jobs with runPolicy.activeDeadline."""
+    active_seconds_before: int | None = None
+    """How long the workloads before this one were active; only of jobs with runPolicy.activeDeadline."""
     counted: list[str] | None = None
     """Ends of pods that are in the counts already, as pod/restart, as long as the pod is there."""
     peer_losses: int | None = None

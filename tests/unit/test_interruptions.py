@@ -245,6 +245,20 @@ def test_a_failed_job_is_kept_until_its_failures_are_counted():
     assert not is_replaced(status, failed, build_workload(failed=2, backoffLimit=3))
 
 
+def test_the_deadline_counts_all_workloads():
+    before = {"startTime": "2026-01-01T10:00:00Z", "activeSecondsBefore": 600}
+    job = build_finetunejob({"workload": WORKLOAD | before}, runPolicy={"activeDeadline": "4h"})
+    _, status = status_of(build_snapshot(job, build_workload(uid="job-2")))
+    assert status["workload"]["activeSecondsBefore"] == 2 * 3600 + 600
+    anew = build_workload(uid="job-2")
+    for started, is_over in (("2026-01-01T11:00:00Z", False), ("2026-01-01T10:00:00Z", True)):
+        anew["status"]["startTime"] = started
+        job = build_finetunejob(status, runPolicy={"activeDeadline": "4h"})
+        failure = decide_failure(build_snapshot(job, anew, [pod(0, RUNNING)]))
+        assert (failure is not None and failure.reason == Reason.DEADLINE_EXCEEDED) == is_over
+    assert "startTime" not in status_of(build_snapshot(build_finetunejob(), anew))[1]["workload"]
+
+
 WORKLOAD = {"uid": "job-1", "restartsBefore": 0, "preemptionsBefore": 0}
 
 

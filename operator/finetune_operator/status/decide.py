@@ -9,6 +9,7 @@ from finetune_operator.observe.counts import count_ends, find_saved_step
 from finetune_operator.observe.snapshot import Manifest, Snapshot, Workload
 from finetune_operator.plan.decide import Decided
 from finetune_operator.status.conditions import decide_conditions, format_time
+from finetune_operator.status.deadline import decide_activity
 from finetune_operator.status.market import decide_market
 from finetune_operator.status.spend import decide_spend
 from finetune_operator.status.stage import RUNNING_PHASES, Stage
@@ -84,6 +85,7 @@ def _add_workload(status: Manifest, snapshot: Snapshot, workload: Workload) -> N
         "name": workload.name,
         "uid": workload.uid,
         **bases,
+        **decide_activity(snapshot, workload),
         "counted": list(counts.counted),
     }
     if counts.peer_losses:

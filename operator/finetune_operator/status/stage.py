@@ -10,6 +10,7 @@ from finetune_api.spec import RunPolicy
 from finetune_operator.intent import Obstacle
 from finetune_operator.observe.counts import count_ends
 from finetune_operator.observe.snapshot import POD_GRACE, Manifest, Pod, Snapshot
+from finetune_operator.status.deadline import is_overdue
 
 # A pod is unschedulable for a moment while its claims are bound; people only want to know when it lasts.
 UNSCHEDULABLE_GRACE = timedelta(seconds=15)
@@ -38,6 +39,9 @@ class Stage:
     message: str
     look_again_seconds: float | None = None
     """When time alone changes the answer."""
+
+
+OVERDUE = Stage(Phase.FAILED, Reason.DEADLINE_EXCEEDED, "Active for longer than runPolicy.activeDeadline.")
 
 
 def decide_stage(snapshot: Snapshot, problems: list[Problem], obstacle: Obstacle | None, refusal: str | None) -> Stage:
@@ -79,7 +83,7 @@ def _decide_end(snapshot: Snapshot) -> Stage | None:
     if workload.finished == "Complete":
         return Stage(Phase.SUCCEEDED, Reason.SUCCEEDED, _last_words(snapshot.leader) or "The model is trained.")
     if workload.reason == "DeadlineExceeded":
-        return Stage(Phase.FAILED, Reason.DEADLINE_EXCEEDED, "Active for longer than runPolicy.activeDeadline.")
+        return OVERDUE
     culprit = snapshot.telling_pod
     if culprit is None or not culprit.exit_code:
         return Stage(Phase.FAILED, workload.reason or Reason.BACKOFF_LIMIT_EXCEEDED, workload.message)
@@ -100,6 +104,8 @@ def decide_failure(snapshot: Snapshot) -> Stage | None:
     if workload is None or workload.finished:
         return None
     spec, counts = snapshot.finetunejob["spec"], count_ends(snapshot)
+    if is_overdue(snapshot, workload):
+        return OVERDUE
     if snapshot.overspending is not None and spec["budget"].get("onExceeded") == "fail":
         return Stage(Phase.FAILED, Reason.BUDGET_EXCEEDED, snapshot.overspending)
     allowed = spec.get("spot", {}).get("maxPreemptions")
