@@ -34,6 +34,7 @@ _POOLS: dict[str, tuple[str, ...]] = {
     spec.DATASET_SOURCE_PATTERN: ("hf://org/rows", "pvc://data", "configMap://data/train.jsonl"),
     spec.DESTINATION_PATTERN: ("pvc://data/out", "file:///data/out", "file:///data", "file:///elsewhere"),
     spec.STORAGE_PATTERN: ("pvc://data/checkpoints", "s3://bucket/prefix"),
+    spec.RESUME_PATTERN: ("auto", "never", "pvc://data/runs/checkpoint-10", "s3://bucket/runs/checkpoint-10"),
     spec.NCCL_PATTERN: ("NCCL_DEBUG", "FI_PROVIDER"),
     spec.NETWORK_PATTERN: ("rdma-net", "infra/rdma-net"),
     spec.HARNESS_TASK_PATTERN: ("hellaswag", "file:///tasks/own.yaml"),

@@ -6,6 +6,7 @@ After the API server's rules for structural schemas and the Kubernetes API conve
 https://github.com/kubernetes/community/blob/master/contributors/devel/sig-architecture/api_changes.md
 """
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,6 +21,7 @@ _BOUNDS = {
     "maximum": False, "maxLength": False, "maxItems": False, "maxProperties": False,
 }  # fmt: skip
 _FIXED = ("type", "pattern", "format", "default", "oneOf", "anyOf", "allOf", "not")
+_TEXT = ("pattern", "maxLength")
 _OPENING = ("nullable", "x-kubernetes-preserve-unknown-fields", "x-kubernetes-int-or-string")
 
 
@@ -52,6 +54,8 @@ def _compare_definitions(old: Schema, new: Schema) -> Iterator[tuple[str, str]]:
 
 
 def _compare(old: Schema, new: Schema, path: str) -> Iterator[tuple[str, str]]:
+    if _takes_choices(old, new):
+        old = old | {key: new[key] for key in _TEXT if key in new}
     for key in _FIXED:
         if key == "pattern" and _takes_more(old.get(key), new.get(key)):
             continue
@@ -82,6 +86,15 @@ def _compare(old: Schema, new: Schema, path: str) -> Iterator[tuple[str, str]]:
 def _takes_more(old: str | None, new: str | None) -> bool:
     """Whether a pattern ``^(one|two)$`` has got alternatives behind those that it had."""
     return bool(old and new and old.endswith(")$") and new.endswith(")$") and new.startswith(f"{old[:-2]}|"))
+
+
+def _takes_choices(old: Schema, new: Schema) -> bool:
+    """Whether a choice has become a text that may be each of them, and more."""
+    pattern, most = new.get("pattern", ""), new.get("maxLength", float("inf"))
+    choices = old.get("enum", ())
+    return (
+        bool(choices) and "enum" not in new and all(re.search(pattern, each) and len(each) <= most for each in choices)
+    )
 
 
 def _listed(value: str | list[str] | None) -> list[str]:

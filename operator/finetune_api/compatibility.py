@@ -30,6 +30,7 @@ SOURCE_SLOTS: dict[str, Callable[[FineTuneJobSpec], str | None]] = {
     "adapter": lambda s: s.method.resume_adapter,
     "reference": lambda s: s.objective.reference_model,
     "reward": lambda s: s.objective.reward_model,
+    "resume": lambda s: s.checkpoint.resume if s.checkpoint.resume.startswith("pvc://") else None,
     "checkpoints": lambda s: storage if (storage := s.checkpoint.storage or "").startswith("pvc://") else None,
 }
 """Volumes that only some jobs have: of these their names are taken."""

@@ -327,6 +327,9 @@ class CheckpointPlan(ApiModel):
     keep_best: bool = False
     """The checkpoint of the lowest validation loss is kept too, and its weights are those exported."""
     resume: Literal["auto", "never"]
+    origin: str | None = None
+    """A checkpoint of another run, which this one goes on from while it has none of its own: a folder, or
+    s3://bucket/prefix/checkpoint-<step>."""
 
     @property
     def is_remote(self) -> bool:

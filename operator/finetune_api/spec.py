@@ -48,6 +48,7 @@ HUB_REPO_PATTERN = r"^[A-Za-z0-9][-A-Za-z0-9_.]*/[A-Za-z0-9][-A-Za-z0-9_.]*$"
 FIGURE_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.,/-]*$"
 DESTINATION_PATTERN = f"^({_CLAIM}|{_FILE})$"
 STORAGE_PATTERN = f"^({_CLAIM}|{_S3})$"
+RESUME_PATTERN = r"^(auto|never|(pvc|s3)://[a-z0-9]([-a-z0-9.]*[a-z0-9])?(/[^\x00-\x20:]*)?/checkpoint-[0-9]+)$"
 NCCL_PATTERN = r"^(NCCL|GLOO|FI|UCX)_[A-Z0-9_]+$"
 NETWORK_PATTERN = r"^([a-z0-9]([-a-z0-9]*[a-z0-9])?/)?[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"
 
@@ -591,8 +592,10 @@ class Checkpoint(ApiModel):
     """Newest checkpoints kept."""
     keep_best: bool = False
     """Keep the checkpoint of the lowest validation loss too, and export its weights instead of the last."""
-    resume: Literal["auto", "never"] = Field(default="auto", examples=["auto"])
-    """auto: a restarted run goes on from the newest complete checkpoint of this job."""
+    resume: Annotated[str, StringConstraints(pattern=RESUME_PATTERN, max_length=1024)] = Field(
+        default="auto", examples=["auto", "pvc://old-bot-output/checkpoints/run/checkpoint-300", "never"]
+    )
+    """auto: a restarted run goes on from the newest complete checkpoint of this job. pvc://claim/path/checkpoint-N or s3://bucket/prefix/checkpoint-N: a job without one of its own goes on from that one, which another job with the same model, data, method and training has left (its status.checkpoints.latest.uri)."""
 
 
 class Harness(ApiModel):

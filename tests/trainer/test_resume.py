@@ -195,6 +195,37 @@ def test_checkpoints_by_the_minute_and_in_the_background(
     assert _result(plan)["lostSteps"] == 5 - newest
 
 
+def test_a_run_goes_on_from_another_runs_checkpoint(
+    make: Callable[..., TrainingPlan], start: Start, uninterrupted: Callable[[TrainingPlan], bytes], tmp_path: Path
+) -> None:
+    """And then from its own; the other run's is left as it was. What doesn't fit is refused."""
+    old = make(checkpoint={"every_steps": 2, "keep": 9})
+    expected = uninterrupted(old)
+    assert start(old, kill_after_step=6).wait() == -signal.SIGKILL
+    origin = Path(old.checkpoint.directory) / "checkpoint-4"
+    before = {path: path.read_bytes() for path in origin.iterdir()}
+    own = {"every_steps": 2, "directory": str(tmp_path / "new"), "origin": str(origin)}
+    new = make(job={"run_id": "22222222-2222-2222-2222-222222222222"}, checkpoint=own)
+    first = start(new, kill_after_step=7)
+    assert first.wait() == -signal.SIGKILL
+    assert first.events("adopted")[0]["step"] == first.events("resumed")[0]["step"] == 4
+    second = start(new)
+    assert second.wait() == ExitCode.OK
+    assert (second.events("adopted"), second.events("resumed")[0]["step"]) == ([], 6)
+    assert adapter_bytes(new) == expected
+    assert {path: path.read_bytes() for path in origin.iterdir()} == before
+
+    def refuse(**sections: object) -> str:
+        clear(new)
+        trainer = start(make(job={"run_id": new.job.run_id}, checkpoint=own, **sections))
+        assert trainer.wait() == ExitCode.CHECKPOINT_UNUSABLE
+        return str(trainer.termination["message"])
+
+    assert "was made with other model, dataset, method or training settings" in refuse(training={"learning_rate": 1e-5})
+    (origin / "optimizer.pt").write_bytes(b"cut")
+    assert refuse() == f"checkpoint.resume: {origin} has a changed file optimizer.pt"
+
+
 def test_a_store_that_is_full_ends_the_run_and_keeps_what_is_there(
     make: Callable[..., TrainingPlan], start: Start, tmp_path: Path
 ) -> None:

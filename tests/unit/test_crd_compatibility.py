@@ -60,6 +60,10 @@ BREAKS: dict[str, Callable[[Schema], object]] = {
     "v1alpha1.spec.method.rank: type was integer, is string": lambda crd: field(crd, "method", "rank").update(type="string"),
     "v1alpha1.spec.method.rank: maximum was": lambda crd: field(crd, "method", "rank").update(maximum=2),
     "v1alpha1.spec.method.type: qlora is not allowed any more": lambda crd: field(crd, "method", "type")["enum"].remove("qlora"),
+    "v1alpha1.spec.method.type: pattern was": lambda crd: (
+        field(crd, "method", "type").pop("enum"),
+        field(crd, "method", "type").update(pattern="^(lora|full)$"),
+    ),
     "v1alpha1.spec.model.source: pattern was": lambda crd: field(crd, "model", "source").update(pattern="^(s3://.+)$"),
     "v1alpha1.spec.training: is required now": lambda crd: spec_of(crd)["required"].append("training"),
     "v1alpha1: is not served any more": lambda crd: crd["spec"]["versions"][0].update(served=False),
@@ -81,6 +85,10 @@ EXTENDS: list[Callable[[Schema], object]] = [
     lambda crd: field(crd, "method")["properties"].update(init={"type": "string", "enum": ["default", "pissa"]}),
     lambda crd: field(crd, "method", "type")["enum"].append("dora"),
     lambda crd: field(crd, "method", "rank").update(maximum=10**9),
+    lambda crd: (
+        field(crd, "method", "type").pop("enum"),
+        field(crd, "method", "type").update(pattern="^[a-z0-9-]+$", maxLength=20),
+    ),
     lambda crd: field(crd, "model", "source").update(
         pattern=field(crd, "model", "source")["pattern"][:-2] + "|s3://.+)$"
     ),

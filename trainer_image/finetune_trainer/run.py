@@ -13,7 +13,13 @@ from finetune_trainer.checkpoint.callback import CheckpointCallback, TrainedAlre
 from finetune_trainer.checkpoint.keeper import Keeper
 from finetune_trainer.checkpoint.marker import Marker
 from finetune_trainer.checkpoint.reached import ReachedCallback, count_lost_steps
-from finetune_trainer.checkpoint.resume import ResumePoint, discard_later, fetch_checkpoint, find_resume_point
+from finetune_trainer.checkpoint.resume import (
+    ResumePoint,
+    adopt_checkpoint,
+    discard_later,
+    fetch_checkpoint,
+    find_resume_point,
+)
 from finetune_trainer.checkpoint.store import Store
 from finetune_trainer.data.prepare import PreparedData, load_data, prepare_data
 from finetune_trainer.distributed import Ranks, enable_fsdp
@@ -250,6 +256,8 @@ def _find_resume_point(plan: TrainingPlan, ranks: Ranks, data: PreparedData, ter
     resume = None
     store = Store(plan.checkpoint.directory)
     if ranks.is_main:
+        if (step := adopt_checkpoint(store, plan, data.fingerprint)) is not None:
+            terminal.event("adopted", f"goes on from {plan.checkpoint.origin}", step=step)
         resume = find_resume_point(store, plan, data.fingerprint, lambda text: terminal.event("warning", text))
         discard_later(store, plan, resume.marker.step if resume else 0)
     resume = ranks.share(resume)

@@ -1,4 +1,4 @@
-"""Volumes of the trainer's pod and where they are mounted: one volume for each slot of the job that needs one."""
+"""Volumes of the trainer's pod and where they are mounted: each slot of the job that needs one has its place."""
 
 from finetune_api import names
 from finetune_api.spec import FineTuneJob
@@ -15,9 +15,9 @@ def build_volumes(job: FineTuneJob, decided: Decided, layout: Layout) -> tuple[l
             {"name": "plan", "configMap": {"name": plan_name(job)}},
             {"name": "plan", "mountPath": names.PLAN_DIRECTORY, "readOnly": True},
         ),
-        *(_source(slot, uri, layout) for slot, uri in list_sources(spec)),
         _output(job, layout),
         _checkpoints(job, layout),
+        *(_source(slot, uri, layout) for slot, uri in list_sources(spec)),
         _cache(job, layout),
         (
             {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": decided.resources.shared_memory}},
@@ -32,7 +32,24 @@ def build_volumes(job: FineTuneJob, decided: Decided, layout: Layout) -> tuple[l
         volumes.append(volume.model_dump(by_alias=True, exclude_none=True))
     for mount in spec.pod_template.volume_mounts or ():
         mounts.append(mount.model_dump(by_alias=True, exclude_none=True))
-    return volumes, mounts
+    return _share_claims(volumes, mounts)
+
+
+def _share_claims(volumes: list[Manifest], mounts: list[Manifest]) -> tuple[list[Manifest], list[Manifest]]:
+    """One volume for each claim, mounted wherever the claim is wanted: many kubelets never start a pod that has a claim in two
+    volumes (https://github.com/kubernetes/kubernetes/issues/132921)."""
+    of_claim: dict[str, Manifest] = {}
+    kept, shared = [], {}
+    for volume in volumes:
+        claim = volume.get("persistentVolumeClaim", {})
+        first = of_claim.setdefault(claim["claimName"], volume) if claim else volume
+        if first is volume:
+            kept.append(volume)
+            continue
+        shared[volume["name"]] = first["name"]
+        if not claim.get("readOnly"):
+            first["persistentVolumeClaim"].pop("readOnly", None)
+    return kept, [mount | {"name": shared.get(mount["name"], mount["name"])} for mount in mounts]
 
 
 def _source(slot: Slot, uri: str, layout: Layout) -> tuple[Manifest, Manifest] | None:

@@ -9,8 +9,8 @@ from finetune_api.plan import ResolvedSource
 from finetune_api.spec import FineTuneJobSpec
 
 Slot = str
-"""What a folder is for: model, dataset, validation, mixture-0 and so on, adapter, reference, reward, output or
-checkpoints."""
+"""What a folder is for: model, dataset, validation, mixture-0 and so on, adapter, reference, reward, resume,
+output or checkpoints."""
 
 
 class Layout(Protocol):
@@ -127,6 +127,7 @@ def list_sources(spec: FineTuneJobSpec) -> Iterator[tuple[Slot, str]]:
         "adapter": method.resume_adapter,
         "reference": objective.reference_model,
         "reward": objective.reward_model,
+        "resume": spec.checkpoint.resume if "://" in spec.checkpoint.resume else None,
     }
     yield from ((slot, uri) for slot, uri in named.items() if uri is not None)
 

@@ -34,6 +34,7 @@ _PATTERNS: dict[str, tuple[str, str]] = {
     spec.NCCL_PATTERN: ("a variable of NCCL, gloo, libfabric or UCX in capitals", "NCCL_IB_HCA"),
     spec.NETWORK_PATTERN: ("the name of a NetworkAttachmentDefinition, after its namespace and '/' if need be", "rdma-net"),
     spec.FIGURE_PATTERN: ("the name of a figure", "loss"),
+    spec.RESUME_PATTERN: ("auto, never, or pvc://claim/path/checkpoint-N or s3://bucket/prefix/checkpoint-N", "auto"),
     spec.REWARD_FUNCTION_PATTERN: ("a name, or module:function of a Python module", "exact-match"),
 }  # fmt: skip
 

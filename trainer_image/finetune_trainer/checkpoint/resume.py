@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,6 +105,42 @@ def find_resume_point(
             "data that they were made with, or set checkpoint.resume: never to start anew"
         )
     return None
+
+
+def adopt_checkpoint(store: Store, plan: TrainingPlan, data_fingerprint: str) -> int | None:
+    """Make the checkpoint that the plan names as its origin one of this run; its step. None: there is none, or no need of it.
+
+    Raises: CheckpointUnusableError when it is broken or doesn't fit.
+    """
+    checkpoint = plan.checkpoint
+    if checkpoint.origin is None or any(read_marker_file(store, step) for step in list_checkpoints(store)):
+        return None
+    place, _, name = checkpoint.origin.rpartition("/")
+    origin, step = Store(place), int(name.removeprefix("checkpoint-"))
+    try:
+        marker = read_marker(origin, step)
+        if misfit := _describe_misfit(plan, data_fingerprint, marker):
+            raise ValueError(misfit)
+        for record in marker.files:
+            _copy_file(origin, store, f"{name}/{record.path}", record)
+    except ValueError as error:
+        raise CheckpointUnusableError(f"checkpoint.resume: {checkpoint.origin} {error}") from error
+    own = marker.model_copy(update={"run_id": plan.job.run_id})
+    store.write(f"{name}/{MARKER_NAME}", own.to_json())
+    return step
+
+
+def _copy_file(origin: Store, store: Store, path: str, record: FileRecord) -> None:
+    """Raises: ValueError when it is missing or not as the record says."""
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch) / "file"
+        try:
+            found = origin.download(path, file)
+        except FileNotFoundError:
+            raise ValueError(f"lacks the file {record.path}") from None
+        if (found.size, found.sha256) != (record.size, record.sha256):
+            raise ValueError(f"has a changed file {record.path}")
+        store.upload(file, path)
 
 
 def _describe_misfit(plan: TrainingPlan, data_fingerprint: str, marker: Marker) -> str | None:

@@ -1,0 +1,54 @@
+"""Claims of a job, each one volume of the pod."""
+
+from finetune_operator.manifests.volumes import build_volumes
+from finetune_operator.plan.decide import decide_plan
+from finetune_operator.plan.layout import ContainerLayout
+from finetune_operator.settings import Settings
+from finetune_operator.spec.parse import parse_finetunejob
+from tests.unit.world import build_finetunejob
+
+
+def mounted(**sections):
+    """({claim: its volume's readOnly}, {path: (claim, the mount's readOnly)})"""
+    job = parse_finetunejob(build_finetunejob(**sections))
+    volumes, mounts = build_volumes(job, decide_plan(job, Settings(), ContainerLayout()), ContainerLayout())
+    claims = {
+        volume["name"]: volume["persistentVolumeClaim"] for volume in volumes if "persistentVolumeClaim" in volume
+    }
+    assert len({claim["claimName"] for claim in claims.values()}) == len(claims)
+    assert {mount["name"] for mount in mounts} == {volume["name"] for volume in volumes}
+    return (
+        {claim["claimName"]: claim.get("readOnly", False) for claim in claims.values()},
+        {
+            mount["mountPath"]: (claims[mount["name"]]["claimName"], mount.get("readOnly", False))
+            for mount in mounts
+            if mount["name"] in claims
+        },
+    )
+
+
+def test_what_is_read_from_one_claim_is_one_volume():
+    claims, paths = mounted(
+        model={"source": "pvc://data/model"},
+        dataset={"source": "pvc://data/train.jsonl", "validation": {"source": "pvc://data/test.jsonl"}},
+    )
+    assert claims == {"data": True, "bot-output": False}
+    read = {path for path, (claim, read_only) in paths.items() if claim == "data" and read_only}
+    assert read == {"/mnt/finetune/model", "/mnt/finetune/dataset", "/mnt/finetune/validation"}
+
+
+def test_what_is_written_to_a_claim_that_is_read_too_is_one_volume():
+    claims, paths = mounted(
+        dataset={"source": "pvc://team/train.jsonl"},
+        output={"destination": "pvc://team/out"},
+        podTemplate={
+            "volumes": [{"name": "mine", "persistentVolumeClaim": {"claimName": "team", "readOnly": True}}],
+            "volumeMounts": [{"name": "mine", "mountPath": "/data/mine", "readOnly": True}],
+        },
+    )
+    assert claims == {"team": False}
+    assert paths == {
+        "/mnt/finetune/output": ("team", False),
+        "/mnt/finetune/dataset": ("team", True),
+        "/data/mine": ("team", True),
+    }
