@@ -68,4 +68,4 @@ def parse_exit_code(code: int) -> Meaning:
     if code in TABLE:
         return TABLE[ExitCode(code)]
     name = f"signal {code - 128}" if code > 128 else f"exit code {code}"
-    return Meaning(Retry.COUNTED, "TrainerError", f"The trainer ended by {name}; run again up to backoffLimit.")
+    return Meaning(Retry.COUNTED, "TrainerError", f"The trainer ended by {name} without a word.")
