@@ -1,5 +1,6 @@
 """A tiny model with a real tokenizer, and trainer processes that start without importing torch anew."""
 
+import gc
 import importlib.metadata
 import json
 import multiprocessing
@@ -28,6 +29,14 @@ def shared_cache() -> Path:
     """The project's cache of this machine."""
     default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "finetune-operator"
     return Path(os.environ.get("FINETUNE_CACHE", default))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def thawed() -> Iterator[None]:
+    """Tests that run a plan in this process freeze what it loads, and this one tidies up at its end, unlike the trainer's:
+    libraries would take their own objects for leaks."""
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
