@@ -11,6 +11,7 @@ import pytest
 
 from finetune_api.names import Condition
 from tests.chart.release import Release
+from tests.checkpoints import list_complete
 from tests.cluster.harness.api import Object
 from tests.cluster.harness.waiting import wait_until
 from tests.node.harness.node import Node
@@ -122,3 +123,25 @@ def test_killed_trainers_lose_less_than_an_interval_each(node: Node, place: str,
     lost = status["lostSteps"]
     report.append(f"killed {TIMES} times, {lost} steps lost, complete after {seconds:.0f} s")
     record("killed", times=TIMES, interval=INTERVAL, lostSteps=lost, sameWeights=True, seconds=round(seconds))
+
+
+def test_a_job_made_anew_goes_on_from_the_checkpoint_of_the_one_that_was_deleted(
+    node: Node, place: str, report: list[str]
+) -> None:
+    """Its claim is the output's and the checkpoint's at once: one volume of the pod, mounted in two places."""
+    deleted, undisturbed = (SmallJob(node.control_plane, place, name) for name in ("again", "again-undisturbed"))
+    undisturbed.apply()
+    undisturbed.wait_for(Condition.COMPLETE, minutes=10)
+    deleted.apply()
+    wait_until(lambda: deleted.rows(), "steps", 300, describe=deleted.describe)
+    folder = deleted.output() / "checkpoints" / deleted.get()["metadata"]["uid"]
+    deleted.delete()
+    wait_until(lambda: not deleted.pods(), "the end of the deleted job's pods")
+    (step,) = list_complete(folder)  # saved when it was told to stop
+    uri = f"pvc://again-output/checkpoints/{folder.name}/checkpoint-{step}"
+    anew = SmallJob(node.control_plane, place, "again", checkpoint={"resume": uri})
+    anew.apply()
+    anew.wait_for(Condition.COMPLETE, minutes=10)
+    assert anew.rows() == undisturbed.rows()
+    assert anew.weights() == undisturbed.weights()
+    report.append(f"deleted at step {step} and made anew: same rows, same weights")
