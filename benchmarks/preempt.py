@@ -108,14 +108,12 @@ def measure_save(saving: list[float], without: list[float]) -> tuple[float, floa
     A machine is faster in one minute than in the next: the other run's steps are taken as long as the undisturbed steps of
     this one say.
     """
-    felt = {
-        number for number in range(len(saving)) if number >= SAVED_EVERY - 1 and (number + 1) % SAVED_EVERY < FELT_FOR
-    }
-    ratios = [a / b for number, (a, b) in enumerate(zip(saving, without, strict=True)) if number not in felt]
-    added = sum(saving[number] - median(ratios) * without[number] for number in felt)
-    saves = sum((number + 1) % SAVED_EVERY == 0 for number in felt)
-    undisturbed = median(ratios) * sum(without) / len(without)
-    return added / saves, added / saves / (SAVED_EVERY * undisturbed)
+    saves = range(SAVED_EVERY - 1, len(saving), SAVED_EVERY)
+    felt = {save + later for save in saves for later in range(FELT_FOR)}
+    pairs = list(zip(saving, without, strict=True))
+    pace = median(a / b for number, (a, b) in enumerate(pairs) if number not in felt)
+    seconds = sum(a - pace * b for number, (a, b) in enumerate(pairs) if number in felt) / len(saves)
+    return seconds, seconds / (SAVED_EVERY * pace * sum(without) / len(without))
 
 
 def main() -> None:

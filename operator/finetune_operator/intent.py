@@ -69,12 +69,13 @@ def _follow(snapshot: Snapshot, workload: Workload, wanted: Manifest, has_failed
         return Intent(workload_patch={} if workload.policy.get("suspend") else {"suspend": True})
     if workload.finished:
         return Intent(workload_patch=_compare(select_policy(wanted), workload.policy, ("ttlSecondsAfterFinished",)))
-    if workload.market != wanted["metadata"]["annotations"].get(names.ANNOTATION_MARKET) or _waits_needlessly(
-        snapshot, workload
-    ):
+    is_queued = names.LABEL_QUEUE in wanted["metadata"]["labels"]
+    has_moved = workload.market != wanted["metadata"]["annotations"].get(names.ANNOTATION_MARKET)
+    # A job in a queue would lose its turn.
+    if has_moved or (not is_queued and _waits_needlessly(snapshot, workload)):
         return Intent(delete=({"kind": workload.kind, "metadata": {"name": workload.name, "uid": workload.uid}},))
     followed: tuple[str, ...] = FOLLOWING
-    if names.LABEL_QUEUE in wanted["metadata"]["labels"] and not snapshot.is_paused:
+    if is_queued and not snapshot.is_paused:
         # Kueue starts and stops it; only the person's own wish to stop goes before that.
         followed = FOLLOWING[1:]
     return Intent(workload_patch=_compare(select_policy(wanted), workload.policy, followed))
@@ -87,10 +88,9 @@ def _compare(wanted: Manifest, actual: Manifest, followed: tuple[str, ...]) -> M
 def _waits_needlessly(snapshot: Snapshot, workload: Workload) -> bool:
     """Whether pods that have ended would be replaced late, without a fault of theirs or with progress in between.
 
-    Those that were evicted are gone by then. Nothing is deleted that isn't counted, and written down, yet. A job in a
-    queue would lose its turn.
+    Those that were evicted are gone by then. Nothing is deleted that isn't counted, and written down, yet.
     """
-    if workload.kind != "Job" or workload.policy.get("suspend") or names.LABEL_QUEUE in workload.labels:
+    if workload.kind != "Job" or workload.policy.get("suspend"):
         return False
     ended, counts = [pod.exit_code for pod in snapshot.pods], count_ends(snapshot)
     if None in ended or 0 in ended or not counts.are_written(snapshot.status):

@@ -6,11 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from finetune_operator.manifests.build import build_manifests
-from finetune_operator.plan.decide import decide_plan
-from finetune_operator.plan.layout import ContainerLayout
-from finetune_operator.settings import Settings
-from finetune_operator.spec.parse import parse_finetunejob
+from tests.unit.world import decide
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs" / "guides").glob("*.md"))]
@@ -25,9 +21,7 @@ JOBS = [
 @pytest.mark.parametrize("job", JOBS)
 def test_jobs_can_be_rendered(job):
     job["metadata"]["namespace"] = "team-a"
-    parsed, settings, layout = parse_finetunejob(job), Settings(), ContainerLayout()
-    kinds = [each["kind"] for each in build_manifests(parsed, decide_plan(parsed, settings, layout), settings, layout)]
-    assert kinds[-1] == "Job"
+    assert decide(job)[1][-1]["kind"] == "Job"
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)

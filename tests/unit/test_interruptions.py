@@ -263,10 +263,8 @@ WORKLOAD = {"uid": "job-1", "restartsBefore": 0, "preemptionsBefore": 0}
 
 
 def is_replaced(status, pods, workload=None, **spec):
-    job, workload = build_finetunejob(status, **spec), workload or build_workload()
-    manifests = decide(job)[1]
-    workload["metadata"]["labels"] = manifests[-1]["metadata"]["labels"]
-    deleted = decide_intent(build_snapshot(job, workload, pods), manifests).delete
+    job = build_finetunejob(status, **spec)
+    deleted = decide_intent(build_snapshot(job, workload or build_workload(), pods), decide(job)[1]).delete
     return [each["metadata"]["uid"] for each in deleted] == ["job-1"]
 
 

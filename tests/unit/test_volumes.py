@@ -1,17 +1,12 @@
 """Claims of a job, each one volume of the pod."""
 
-from finetune_operator.manifests.volumes import build_volumes
-from finetune_operator.plan.decide import decide_plan
-from finetune_operator.plan.layout import ContainerLayout
-from finetune_operator.settings import Settings
-from finetune_operator.spec.parse import parse_finetunejob
-from tests.unit.world import build_finetunejob
+from tests.unit.world import build_finetunejob, decide
 
 
 def mounted(**sections):
     """({claim: its volume's readOnly}, {path: (claim, the mount's readOnly)})"""
-    job = parse_finetunejob(build_finetunejob(**sections))
-    volumes, mounts = build_volumes(job, decide_plan(job, Settings(), ContainerLayout()), ContainerLayout())
+    pod = decide(build_finetunejob(**sections))[1][-1]["spec"]["template"]["spec"]
+    volumes, mounts = pod["volumes"], pod["containers"][0]["volumeMounts"]
     claims = {
         volume["name"]: volume["persistentVolumeClaim"] for volume in volumes if "persistentVolumeClaim" in volume
     }

@@ -29,7 +29,6 @@ class Workload:
     name: str
     uid: str
     owner_uid: str | None
-    labels: Manifest
     market: str | None
     """Where its pods run, for jobs with spot.enabled."""
     policy: Manifest
@@ -192,7 +191,6 @@ def parse_workload(workload: Manifest) -> Workload:
         name=metadata["name"],
         uid=metadata["uid"],
         owner_uid=owner["uid"] if owner else None,
-        labels=metadata.get("labels", {}),
         market=metadata.get("annotations", {}).get(names.ANNOTATION_MARKET),
         policy=select_policy(workload),
         suspended="Suspended" in holding,

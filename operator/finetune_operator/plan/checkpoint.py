@@ -3,7 +3,7 @@
 from finetune_api import plan as p
 from finetune_api.spec import FineTuneJobSpec
 from finetune_operator.plan.decisions import Decisions
-from finetune_operator.plan.layout import Layout, parse_source, resolve_source
+from finetune_operator.plan.layout import Layout, Slot, resolve_source
 
 
 def decide_checkpoint(
@@ -13,10 +13,8 @@ def decide_checkpoint(
     asked = spec.checkpoint
     storage = notes.choose("checkpoint.storage", asked.storage, f"{output}/checkpoints", "beside the output")
     is_remote = storage.startswith("s3://")
-    if asked.storage is not None and not is_remote:
-        claim = parse_source(storage)
-        storage = f"{layout.claim('checkpoints', claim.name)}/{claim.path}"
-    origin = None if asked.resume in ("auto", "never") else resolve_source(asked.resume, "resume", layout)
+    if asked.storage is not None:
+        storage = _locate(asked.storage, "checkpoints", layout)
     return p.CheckpointPlan(
         directory=f"{storage.rstrip('/')}/{run_id}",
         staging=f"{layout.scratch}/checkpoints/{run_id}" if is_remote or asked.asynchronous else None,
@@ -26,5 +24,10 @@ def decide_checkpoint(
         keep=asked.keep,
         keep_best=asked.keep_best,
         resume="never" if asked.resume == "never" else "auto",
-        origin=origin.uri if origin is not None and origin.kind == "s3" else origin and origin.location,
+        origin=_locate(asked.resume, "resume", layout) if "://" in asked.resume else None,
     )
+
+
+def _locate(uri: str, slot: Slot, layout: Layout) -> str:
+    """The folder of a claim's path; what is in S3 as it is."""
+    return uri if uri.startswith("s3://") else resolve_source(uri, slot, layout).location

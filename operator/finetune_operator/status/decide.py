@@ -70,16 +70,13 @@ KEPT = (
 def _add_workload(status: Manifest, snapshot: Snapshot, workload: Workload) -> None:
     before = snapshot.status
     known, counts = before.get("workload", {}), count_ends(snapshot)
+    bases = {
+        "restartsBefore": before.get("restarts", 0),
+        "preemptionsBefore": before.get("preemptions", 0),
+        "savedStepBefore": find_saved_step(before),
+    }
     if known.get("uid") == workload.uid:
-        bases = {
-            name: known[name] for name in ("restartsBefore", "preemptionsBefore", "savedStepBefore") if name in known
-        }
-    else:
-        bases = {
-            "restartsBefore": before.get("restarts", 0),
-            "preemptionsBefore": before.get("preemptions", 0),
-            "savedStepBefore": find_saved_step(before),
-        }
+        bases = {name: known.get(name, 0) for name in bases}
     status["workload"] = {
         "kind": workload.kind,
         "name": workload.name,

@@ -72,8 +72,7 @@ def _decide_recorded_end(snapshot: Snapshot) -> Stage | None:
     if not is_finished(status):
         return None
     type_ = Condition.COMPLETE if is_true(status, Condition.COMPLETE) else Condition.FAILED
-    reason = next(condition["reason"] for condition in status["conditions"] if condition["type"] == type_)
-    return Stage(status["phase"], reason, status["message"])
+    return Stage(status["phase"], find_reason(status, type_), status["message"])
 
 
 def _decide_end(snapshot: Snapshot) -> Stage | None:
@@ -231,16 +230,10 @@ def _describe_refusal(words: str) -> str:
     return f"The pod is forbidden: {reason}" if found else f"The pod can't be made: {pod}"
 
 
-def find_reason(status: Manifest) -> str | None:
-    """Why the job stands where it stands."""
-    return next(
-        (
-            condition["reason"]
-            for condition in status.get("conditions", ())
-            if condition["type"] == Condition.PROGRESSING
-        ),
-        None,
-    )
+def find_reason(status: Manifest, type_: str = Condition.PROGRESSING) -> str:
+    """Of a condition, which is by default the one that says why the job stands where it stands; empty without it."""
+    reasons = (condition["reason"] for condition in status.get("conditions", ()) if condition["type"] == type_)
+    return next(reasons, "")
 
 
 def is_true(status: Manifest, type_: str) -> bool:

@@ -5,6 +5,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from finetune_api.plan import TrainingPlan
@@ -60,13 +61,21 @@ def fetch_checkpoint(store: Store, plan: TrainingPlan, marker: Marker) -> Path:
         shutil.rmtree(folder, ignore_errors=True)
     for record in marker.files:
         path = f"{name}/{record.path}"
-        try:
-            found = store.inspect(path) if plan.checkpoint.staging is None else store.download(path, folder / record.path)  # fmt: skip
-        except FileNotFoundError:
-            raise ValueError(f"lacks the file {record.path}") from None
-        if FileRecord(path=record.path, size=found.size, sha256=found.sha256) != record:
-            raise ValueError(f"has a changed file {record.path}")
+        if plan.checkpoint.staging is None:
+            _require_intact(record, partial(store.inspect, path))
+        else:
+            _require_intact(record, partial(store.download, path, folder / record.path))
     return folder
+
+
+def _require_intact(record: FileRecord, measure: Callable[[], FileRecord]) -> None:
+    """Raises: ValueError when the file is missing or not as the marker says."""
+    try:
+        found = measure()
+    except FileNotFoundError:
+        raise ValueError(f"lacks the file {record.path}") from None
+    if (found.size, found.sha256) != (record.size, record.sha256):
+        raise ValueError(f"has a changed file {record.path}")
 
 
 def find_resume_point(
@@ -122,7 +131,7 @@ def adopt_checkpoint(store: Store, plan: TrainingPlan, data_fingerprint: str) ->
         if misfit := _describe_misfit(plan, data_fingerprint, marker):
             raise ValueError(misfit)
         for record in marker.files:
-            _copy_file(origin, store, f"{name}/{record.path}", record)
+            _copy_file(origin, store, name, record)
     except ValueError as error:
         raise CheckpointUnusableError(f"checkpoint.resume: {checkpoint.origin} {error}") from error
     own = marker.model_copy(update={"run_id": plan.job.run_id})
@@ -130,16 +139,12 @@ def adopt_checkpoint(store: Store, plan: TrainingPlan, data_fingerprint: str) ->
     return step
 
 
-def _copy_file(origin: Store, store: Store, path: str, record: FileRecord) -> None:
-    """Raises: ValueError when it is missing or not as the record says."""
+def _copy_file(origin: Store, store: Store, name: str, record: FileRecord) -> None:
+    """Of the checkpoint of this name. Raises: ValueError when it is missing or not as the marker says."""
+    path = f"{name}/{record.path}"
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / "file"
-        try:
-            found = origin.download(path, file)
-        except FileNotFoundError:
-            raise ValueError(f"lacks the file {record.path}") from None
-        if (found.size, found.sha256) != (record.size, record.sha256):
-            raise ValueError(f"has a changed file {record.path}")
+        _require_intact(record, partial(origin.download, path, file))
         store.upload(file, path)
 
 
