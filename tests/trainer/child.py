@@ -21,6 +21,8 @@ def run_child(
     log: Path,
     environment: dict[str, str],
     kill_after_step: int | None = None,
+    sigterm_at_event: str | None = None,
+    sigterm_after_step: int | None = None,
     kill_before_marker: int | None = None,
     kill_before_publish: bool = False,
     full_from_step: int | None = None,
@@ -28,7 +30,8 @@ def run_child(
     """Run the plan and exit with the trainer's code.
 
     The faults are SIGKILL to itself: behind a step's end before it is logged or saved, between a checkpoint's files
-    and its marker, or between an artifact's files and its rename. Or the store has no space for checkpoints from a step on.
+    and its marker, or between an artifact's files and its rename. Or SIGTERM, where it says an event or ends a step: from
+    outside, the run could be somewhere else by the time it comes. Or the store has no space for checkpoints from a step on.
     """
     os.environ.update(environment)
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -41,14 +44,23 @@ def run_child(
     from finetune_trainer.checkpoint.keeper import Keeper
     from finetune_trainer.export import artifacts
     from finetune_trainer.report.callback import ReportCallback
+    from finetune_trainer.report.terminal import JsonTerminal
 
     torch.set_num_threads(1)
     on_step_end, complete, publish = ReportCallback.on_step_end, Keeper._complete, artifacts._publish
+    say = JsonTerminal.event
 
-    def die_after_step(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def be_told_at_event(self: Any, name: str, message: str, **fields: Any) -> None:
+        say(self, name, message, **fields)
+        if name == sigterm_at_event:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def end_after_step(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step == kill_after_step:
             os.kill(os.getpid(), signal.SIGKILL)
         on_step_end(self, args, state, control, **kwargs)
+        if state.global_step == sigterm_after_step:
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def die_before_marker(self: Any, marker: Any) -> None:
         if full_from_step is not None and marker.step >= full_from_step:
@@ -62,7 +74,8 @@ def run_child(
             os.kill(os.getpid(), signal.SIGKILL)
         return publish(*arguments)
 
-    ReportCallback.on_step_end = die_after_step  # type: ignore[method-assign]
+    ReportCallback.on_step_end = end_after_step  # type: ignore[method-assign]
     Keeper._complete = die_before_marker  # type: ignore[method-assign]
     artifacts._publish = die_before_publish
+    JsonTerminal.event = be_told_at_event  # type: ignore[method-assign]
     sys.exit(main(["--plan", str(plan_file)]))

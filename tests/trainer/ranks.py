@@ -62,9 +62,10 @@ def place_ranks(plan: TrainingPlan) -> list[dict[str, str]]:
     return [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(world)]
 
 
-def start_ranks(start: Start, plan: TrainingPlan) -> list[TrainerProcess]:
-    """A process for each rank of the plan."""
-    return [start(plan, environment=place) for place in place_ranks(plan)]
+def start_ranks(start: Start, plan: TrainingPlan, **last: Any) -> list[TrainerProcess]:
+    """A process for each rank of the plan; the faults are the last one's."""
+    *places, place = place_ranks(plan)
+    return [*(start(plan, environment=other) for other in places), start(plan, environment=place, **last)]
 
 
 def run_ranks(start: Start, plan: TrainingPlan) -> list[TrainerProcess]:

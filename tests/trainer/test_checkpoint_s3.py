@@ -136,9 +136,7 @@ def test_sigterm_during_the_training_saves_before_the_end(
     """In the background too: the process doesn't end before its last checkpoint is complete."""
     expected = expect(make, start)
     plan = make_remote(every_steps=None, asynchronous=True)
-    trainer = begin(start, plan, server)
-    trainer.wait_for(lambda event: event["event"] == "progress" and event["step"] >= 1)
-    trainer.send(signal.SIGTERM)
+    trainer = begin(start, plan, server, sigterm_after_step=1)
     assert trainer.wait() == ExitCode.PREEMPTED
     assert kept(server)[-1] == trainer.termination["checkpointStep"] == trainer.termination["step"]
     forget_machine(plan)

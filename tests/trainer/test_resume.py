@@ -77,9 +77,7 @@ def test_sigterm_finishes_the_step_and_exits_75(
 ) -> None:
     plan = make(checkpoint={"every_steps": None})
     expected = uninterrupted(plan)
-    trainer = start(plan)
-    trainer.wait_for(lambda event: event["event"] == "progress" and event["step"] >= 1)
-    trainer.send(signal.SIGTERM)
+    trainer = start(plan, sigterm_after_step=1)
     assert trainer.wait() == ExitCode.PREEMPTED
     saved = trainer.termination["checkpointStep"]
     assert trainer.termination["reason"] == "Preempted"
@@ -92,10 +90,9 @@ def test_sigterm_finishes_the_step_and_exits_75(
 
 
 def test_sigterm_before_training_exits_75(make: Callable[..., TrainingPlan], start: Start) -> None:
-    trainer = start(make())
-    trainer.wait_for(lambda event: event["event"] == "serving")
-    trainer.send(signal.SIGTERM)
+    trainer = start(make(), sigterm_at_event="serving")
     assert trainer.wait() == ExitCode.PREEMPTED
+    assert not trainer.events("progress")
     assert trainer.termination["checkpointStep"] is None
 
 

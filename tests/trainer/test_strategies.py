@@ -2,7 +2,6 @@
 objective are in ``test_matrix``."""
 
 import json
-import signal
 from pathlib import Path
 
 import pytest
@@ -87,9 +86,7 @@ def test_a_stopped_run_ends_as_one_that_was_never_stopped(
     whole, stopped = (_plan(tmp_path / name, tiny_model, 2, 2, **lora) for name in ("whole", "stopped"))
     run_ranks(start, whole)
 
-    ranks = start_ranks(start, stopped)
-    ranks[0].wait_for(lambda event: event.get("step") == 1)
-    ranks[1].send(signal.SIGTERM)
+    ranks = start_ranks(start, stopped, sigterm_after_step=1)
     assert [rank.wait() for rank in ranks] == [ExitCode.PREEMPTED, ExitCode.PREEMPTED], ranks[0].log.read_text()
     folder = max(Path(stopped.checkpoint.directory).glob("checkpoint-*"))
     files = [record["path"] for record in json.loads((folder / "finetune-checkpoint.json").read_text())["files"]]
