@@ -43,20 +43,20 @@ def _write_page() -> Iterator[str]:
         "| `objective.type` | Learns | Rows (`dataset.format`) | Learning rate | Takes | Source |",
         "|---|---|---|---|---|---|",
     )
-    for name, objective in OBJECTIVES.items():
+    for type_, objective in OBJECTIVES.items():
         factor = "the method's" if objective.learning_rate_factor == 1 else f"x {objective.learning_rate_factor:g}"
         formats = ", ".join(f"`{each}`" for each in objective.formats)
-        yield f"| `{name}` | {objective.description} | {formats} | {factor} | {_list(objective.settings)} | {objective.source} |"
+        yield f"| `{type_}` | {objective.description} | {formats} | {factor} | {_list(objective.settings)} | {objective.source} |"
     yield from ("", "## Strategies", "", "| `parallelism.strategy` | How | Shared out | Source |", "|---|---|---|---|")
-    for name, strategy in STRATEGIES.items():
-        yield f"| `{name}` | {strategy.description} | {', '.join(strategy.shards)} | {strategy.source} |"
+    for kind, strategy in STRATEGIES.items():
+        yield f"| `{kind}` | {strategy.description} | {', '.join(strategy.shards)} | {strategy.source} |"
     yield from ("", "## What goes together", "")
     yield "A cell names the strategies that work, with the numbers of the reasons that refuse the others."
     yield ""
     yield f"| | {' | '.join(f'`{objective}`' for objective in OBJECTIVES)} |"
     yield "|---" * (len(OBJECTIVES) + 1) + "|"
-    for method in METHODS:
-        yield f"| `{method}` | {' | '.join(_write_cell(method, objective) for objective in OBJECTIVES)} |"
+    for row in METHODS:
+        yield f"| `{row}` | {' | '.join(_write_cell(row, column) for column in OBJECTIVES)} |"
     if EXCLUSIONS:
         yield from ("", "| | Refused because | Instead |", "|---|---|---|")
     for number, exclusion in enumerate(EXCLUSIONS, start=1):

@@ -13,7 +13,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from benchmarks.peers.plain_trl import build_trainer
 
 
-class Announcer(TrainerCallback):
+class Announcer(TrainerCallback):  # type: ignore[misc]
     """Prints each step as it ends."""
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

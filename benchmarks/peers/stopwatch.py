@@ -8,7 +8,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 
-class Stopwatch(TrainerCallback):
+class Stopwatch(TrainerCallback):  # type: ignore[misc]
     """Adds up the optimiser steps."""
 
     def __init__(self) -> None:
