@@ -28,7 +28,7 @@ class ResolvedSource(ApiModel):
     """As the person wrote it; for messages."""
     kind: Literal["hf", "file", "package", "s3"]
     """hf: ``location`` is a hub repository id. file: an absolute path. package: ``distribution/file`` of an installed
-    Python package. s3: ``bucket/key`` of a dataset's file or folder."""
+    Python package. s3: ``bucket/key`` of a file or folder."""
     location: str
 
 
@@ -351,6 +351,8 @@ class HubPlan(ApiModel):
 class OutputPlan(ApiModel):
     directory: str
     """Artifacts go to ``<directory>/adapter``, ``merged`` and ``gguf``, the summary to ``<directory>/result.json``."""
+    destination: str | None = None
+    """s3://bucket/prefix to which all of that is brought. ``directory`` may then end with the pod."""
     artifacts: tuple[Artifact, ...]
     """``merged``: the whole model in safetensors; for full fine-tuning the model itself."""
     verify: bool

@@ -121,5 +121,7 @@ class Result(ApiModel):
     """Step whose weights were evaluated and exported, when it isn't the last one."""
     pushed_to: str | None = None
     """Address of the repository that the artifacts were uploaded to."""
+    delivered_to: str | None = None
+    """s3://bucket/prefix that the artifacts were brought to."""
     versions: dict[str, str]
     """Versions of torch, transformers, trl, peft and the trainer."""

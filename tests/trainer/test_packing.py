@@ -102,7 +102,7 @@ def test_rows_pack_on_a_quantised_base(make: Callable[..., TrainingPlan], bits: 
 def test_packing_fills_sequences_and_resumes_exactly(make: Callable[..., TrainingPlan], tmp_path: Path) -> None:
     """One epoch over 32 rows in fewer sequences; a run cut in two ends with the bits of one that wasn't."""
     from finetune_trainer.checkpoint.resume import read_marker
-    from finetune_trainer.checkpoint.store import Store
+    from finetune_trainer.store import Store
 
     data = write_conversations(tmp_path / "rows.jsonl", 40)
     training = {

@@ -105,6 +105,17 @@ def test_progress_reaches_the_status_and_the_same_figures_are_no_news():
     assert decide_events(stage, {"phase": Phase.PREPARING, "workload": status["workload"]}, status) == []
 
 
+def test_what_is_in_a_bucket_has_its_address():
+    output = {"destination": "s3://models/bot/"}
+    progress = Progress(run_id=UID, stage="training", step=40, total_steps=120, checkpoint_step=30)
+    running = build_snapshot(build_finetunejob(output=output), build_workload(), [build_pod(RUNNING)], progress=progress)  # fmt: skip
+    uri = f"s3://models/bot/checkpoints/{UID}/checkpoint-30"
+    assert status_of(running)[1]["checkpoints"]["latest"] == {"step": 30, "uri": uri}
+    done = words(step=120, total_steps=120, artifacts=(ArtifactRecord(type="adapter", path="/mnt/finetune/output/adapter", bytes=10, sha256="ab"),))  # fmt: skip
+    ended = build_snapshot(build_finetunejob(output=output), build_workload(finished=("Complete", "CompletionsReached")), [build_pod(exited(0, done))])  # fmt: skip
+    assert status_of(ended)[1]["artifacts"][0]["uri"] == "s3://models/bot/adapter"
+
+
 def test_conditions_keep_their_transition_time():
     _, first = status_of(build_snapshot(build_finetunejob(), build_workload()))
     later = build_snapshot(

@@ -47,3 +47,20 @@ def test_what_is_written_to_a_claim_that_is_read_too_is_one_volume():
         "/mnt/finetune/dataset": ("team", True),
         "/data/mine": ("team", True),
     }
+
+
+def test_a_job_that_has_everything_in_buckets_needs_no_claim():
+    job = build_finetunejob(
+        model={"source": "s3://models/base"},
+        dataset={"source": "s3://data/train.jsonl"},
+        output={"destination": "s3://models/bot"},
+    )
+    decided, manifests = decide(job)
+    assert "PersistentVolumeClaim" not in {manifest["kind"] for manifest in manifests}
+    pod = manifests[-1]["spec"]["template"]["spec"]
+    assert not [volume for volume in pod["volumes"] if "persistentVolumeClaim" in volume]
+    assert {"name": "output", "emptyDir": {}} in pod["volumes"]
+    plan = decided.plan
+    assert (plan.output.directory, plan.output.destination) == ("/mnt/finetune/output", "s3://models/bot")
+    assert plan.checkpoint.directory == f"s3://models/bot/checkpoints/{plan.job.run_id}"
+    assert plan.checkpoint.folder.startswith("/tmp/finetune/")

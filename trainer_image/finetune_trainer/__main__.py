@@ -19,11 +19,11 @@ from finetune_api.progress import ArtifactRecord, Result
 from finetune_trainer.environment import loading_libraries, prepare_environment, quiet_libraries
 from finetune_trainer.errors import InvalidInputError, TrainerError, classify_error, describe_validation_error
 from finetune_trainer.evaluate.gates import require_gates
+from finetune_trainer.export.delivery import deliver_logs, fetch_artifacts, find_result
 from finetune_trainer.export.hub import push_artifacts, require_token
 from finetune_trainer.launcher import is_rank, launch, needs_launch
 from finetune_trainer.preflight import check_machine, check_network
 from finetune_trainer.report.devices import Devices
-from finetune_trainer.report.result import read_finished
 from finetune_trainer.report.server import serve_state
 from finetune_trainer.report.state import RunState
 from finetune_trainer.report.terminal import Terminal, open_terminal
@@ -119,10 +119,10 @@ def run_plan(plan: TrainingPlan) -> int:
     stop = StopRequest()
     try:
         stop.install()
-        result = read_finished(plan)
+        result = find_result(plan, is_main)
         if result is not None:
             state.update(stage="done", step=result.steps, total_steps=result.steps, loss=result.loss)
-            message = f"the run is finished already: {plan.output.directory}/result.json"
+            message = f"the run is finished already: {result.delivered_to or plan.output.directory}/result.json"
         else:
             result = _run(plan, is_main, terminal, state, stop)
             state.set_stage("done")
@@ -138,6 +138,8 @@ def run_plan(plan: TrainingPlan) -> int:
         if code == ExitCode.ERROR:
             traceback.print_exc()
         terminal.event("preempted" if code == ExitCode.PREEMPTED else "failed", message, code=int(code))
+    if is_main:
+        deliver_logs(plan, lambda text: terminal.event("warning", text))
     terminal.close()
     write_termination(build_termination(code, message, state.progress, artifacts))
     return code
@@ -146,10 +148,11 @@ def run_plan(plan: TrainingPlan) -> int:
 def _conclude(plan: TrainingPlan, result: Result, terminal: Terminal) -> None:
     """What is left once the artifacts are there: the gates, and the upload of a model that passes them.
 
-    Raises: GateFailedError, UploadError.
+    Raises: GateFailedError, DeliveryError, UploadError.
     """
     require_gates(result)
     if plan.output.hub is not None and result.pushed_to is None:
+        fetch_artifacts(plan, result)
         pushed = push_artifacts(plan, result, lambda text: terminal.event("warning", text))
         terminal.event("pushed", f"the artifacts are uploaded to {pushed.pushed_to}", address=pushed.pushed_to)
 

@@ -2,7 +2,9 @@
 
 import hashlib
 import os
+import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 
@@ -53,3 +55,22 @@ def write_atomically(path: Path, text: str) -> None:
         os.unlink(temporary)
         raise
     sync_path(path.parent)
+
+
+def build_once(folder: Path, build: Callable[[Path], None]) -> None:
+    """Let ``build`` fill ``folder`` unless it is there. It appears whole or not at all; of several processes that build
+    at once the first one's stays."""
+    if folder.exists():
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    building = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        build(building)
+        sync_folder(building)
+        try:
+            os.rename(building, folder)
+        except OSError:
+            if not folder.exists():
+                raise
+    finally:
+        shutil.rmtree(building, ignore_errors=True)

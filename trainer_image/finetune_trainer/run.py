@@ -20,7 +20,6 @@ from finetune_trainer.checkpoint.resume import (
     fetch_checkpoint,
     find_resume_point,
 )
-from finetune_trainer.checkpoint.store import Store
 from finetune_trainer.data.prepare import PreparedData, load_data, prepare_data
 from finetune_trainer.distributed import Ranks, enable_fsdp
 from finetune_trainer.errors import InvalidInputError, PreemptedError
@@ -31,6 +30,7 @@ from finetune_trainer.evaluate.measure import add_loss, describe_figures, measur
 from finetune_trainer.evaluate.metrics import Question, read_questions
 from finetune_trainer.evaluate.samples import answer_before, answer_prompts
 from finetune_trainer.export.artifacts import export_artifacts
+from finetune_trainer.export.delivery import deliver_artifacts
 from finetune_trainer.export.gguf import require_exportable
 from finetune_trainer.memory.search import fit_batch
 from finetune_trainer.model.adapter import prepare_method
@@ -44,6 +44,7 @@ from finetune_trainer.report.result import read_versions, write_result
 from finetune_trainer.report.state import RunState, gpu_memory_bytes, peak_host_memory_bytes
 from finetune_trainer.report.terminal import Terminal
 from finetune_trainer.stop import StopRequest
+from finetune_trainer.store import Store
 
 _VERIFIED_ROWS = 4
 
@@ -118,6 +119,7 @@ def run_training(
         evaluation=figures,
         gates=decide_gates(plan.evaluation.gates, figures_before, figures),
         best_step=best,
+        delivered_to=plan.output.destination,
         versions=read_versions(),
     )
     write_result(plan, result)
@@ -208,6 +210,9 @@ def _export(
         if artifact.difference is not None:
             told = f"the {artifact.type} artifact, reloaded, gives the trained model's logits within {artifact.difference:.2g} of the largest"
             terminal.event("verified", told, artifact=artifact.type, difference=artifact.difference)
+    if plan.output.destination is not None:
+        deliver_artifacts(plan.output.destination, artifacts)
+        terminal.event("delivered", f"the artifacts are in {plan.output.destination}")
     return artifacts
 
 

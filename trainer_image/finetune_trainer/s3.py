@@ -12,7 +12,7 @@ VARIABLES = "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION, AWS_ENDPOINT_
 
 _REFUSALS = ("ACCESS_DENIED", "INVALID_ACCESS_KEY_ID", "SIGNATURE_DOES_NOT_MATCH", "NO_SUCH_BUCKET", "NO_SUCH_KEY")
 """Errors of AWS's client that another try doesn't mend."""
-_PATIENCE = 300.0
+PATIENCE = 300.0
 """Seconds for which a server may be away."""
 
 
@@ -36,7 +36,7 @@ def is_refused(error: OSError) -> bool:
     return isinstance(error, FileNotFoundError) or any(refusal in str(error) for refusal in _REFUSALS)
 
 
-def insist(action: Callable[[], T], patience: float = _PATIENCE) -> T:
+def insist(action: Callable[[], T], patience: float = PATIENCE) -> T:
     """``action``, tried again while the server is away. Raises: OSError when it is refused, or away for too long."""
     began, pause = time.monotonic(), 0.5
     while True:

@@ -35,6 +35,8 @@ def print_summary(result: Result, out: Console) -> None:
     for artifact in result.artifacts:
         verified = "" if artifact.difference is None else f", verified to {artifact.difference:.1g}"
         out.print(f"{artifact.type:<16} {escape(artifact.path)} ({_bytes(artifact.bytes)}{verified})")
+    if result.delivered_to is not None:
+        out.print(f"brought to       {escape(result.delivered_to)}")
     if result.pushed_to is not None:
         out.print(f"uploaded to      {escape(result.pushed_to)}")
     for sample in result.samples:

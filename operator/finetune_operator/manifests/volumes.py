@@ -69,6 +69,8 @@ def _output(job: FineTuneJob, layout: Layout) -> tuple[Manifest, Manifest] | Non
     destination = job.spec.output.destination
     if destination is None:
         return _written("output", output_claim_name(job), layout.output)
+    if parse_source(destination).scheme == "s3":
+        return {"name": "output", "emptyDir": {}}, {"name": "output", "mountPath": layout.output}
     return _named("output", destination, layout)
 
 

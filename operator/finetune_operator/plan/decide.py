@@ -60,7 +60,7 @@ def decide_plan(job: FineTuneJob, settings: Settings, layout: Layout) -> Decided
     dtype = _decide_dtype(spec, notes)
     method = decide_method(spec, notes, dtype, layout)
     parallelism = decide_parallelism(spec, notes, method)
-    output = _decide_output_directory(spec, notes, job.metadata.name, layout)
+    output, destination = _decide_output(spec, notes, job.metadata.name, layout)
     plan = p.TrainingPlan(
         job=p.JobIdentity(name=job.metadata.name, namespace=job.metadata.namespace, run_id=run_id),
         model=p.ModelPlan(
@@ -77,9 +77,10 @@ def decide_plan(job: FineTuneJob, settings: Settings, layout: Layout) -> Decided
         training=_decide_hyperparameters(spec, notes, precision, parallelism),
         evaluation=_decide_evaluation(spec),
         parallelism=parallelism,
-        checkpoint=decide_checkpoint(spec, notes, output, run_id, layout),
+        checkpoint=decide_checkpoint(spec, notes, destination or output, run_id, layout),
         output=p.OutputPlan(
             directory=output,
+            destination=destination,
             artifacts=tuple(notes.choose("output.artifacts", spec.output.artifacts, ["adapter" if METHODS[spec.method.type].adapter else "merged"], "what the method trains")),
             verify=spec.output.verify,
             gguf_type=(spec.output.gguf or Gguf()).type,
@@ -142,16 +143,19 @@ def _decide_dtype(spec: FineTuneJobSpec, notes: Decisions) -> p.Dtype:
     return dtype
 
 
-def _decide_output_directory(spec: FineTuneJobSpec, notes: Decisions, name: str, layout: Layout) -> str:
+def _decide_output(spec: FineTuneJobSpec, notes: Decisions, name: str, layout: Layout) -> tuple[str, str | None]:
+    """(folder that the trainer writes to, address in S3 that it brings that to)"""
     destination = notes.choose(
         "output.destination", spec.output.destination, f"pvc://{name}-output", "a claim of the job's own"
     )
     source = parse_source(destination)
+    if source.scheme == "s3":
+        return layout.output, destination.rstrip("/")
     if spec.output.destination is None:
-        return layout.output
+        return layout.output, None
     if source.scheme == "file":
-        return source.path.rstrip("/")
-    return f"{layout.claim('output', source.name)}/{source.path}".rstrip("/")
+        return source.path.rstrip("/"), None
+    return f"{layout.claim('output', source.name)}/{source.path}".rstrip("/"), None
 
 
 def _decide_dataset(spec: FineTuneJobSpec, notes: Decisions, layout: Layout) -> p.DatasetPlan:

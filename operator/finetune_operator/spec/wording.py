@@ -48,9 +48,9 @@ _SCHEMES = {
     "s3": ("the name of a bucket and a key in it", "s3://my-bucket/train.jsonl"),
 }
 _SOURCES = {
-    spec.MODEL_SOURCE_PATTERN: ("hf", "pvc", "file", "package"),
+    spec.MODEL_SOURCE_PATTERN: ("hf", "pvc", "s3", "file", "package"),
     spec.DATASET_SOURCE_PATTERN: ("hf", "pvc", "configMap", "file", "package", "s3"),
-    spec.DESTINATION_PATTERN: ("pvc", "file"),
+    spec.DESTINATION_PATTERN: ("pvc", "s3", "file"),
     spec.STORAGE_PATTERN: ("pvc", "s3"),
 }
 

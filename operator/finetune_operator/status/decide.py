@@ -147,10 +147,11 @@ def _add_result(status: Manifest, snapshot: Snapshot, stage: Stage, job: FineTun
                 for artifact in words.artifacts
             ]
     if saved is not None:
-        storage = job.spec.checkpoint.storage
-        place = (
-            f"{storage.rstrip('/')}/{decided.plan.job.run_id}" if storage else uri(decided.plan.checkpoint.directory)
-        )
+        storage, checkpoint = job.spec.checkpoint.storage, decided.plan.checkpoint
+        if checkpoint.is_remote:
+            place = checkpoint.directory
+        else:
+            place = f"{storage.rstrip('/')}/{decided.plan.job.run_id}" if storage else uri(checkpoint.directory)
         status["checkpoints"] = {"latest": {"step": saved, "uri": f"{place}/checkpoint-{saved}"}}
 
 

@@ -5,10 +5,10 @@ from typing import Any
 
 from finetune_api.plan import TrainingPlan
 from finetune_trainer.checkpoint.resume import fetch_checkpoint, name_checkpoint, read_marker
-from finetune_trainer.checkpoint.store import Store
 from finetune_trainer.distributed import Ranks
 from finetune_trainer.errors import CheckpointUnusableError
 from finetune_trainer.evaluate.course import find_best_step
+from finetune_trainer.store import Store
 
 
 def load_best(plan: TrainingPlan, trainer: Any, ranks: Ranks) -> int | None:

@@ -12,9 +12,9 @@ from pathlib import Path
 from finetune_api.plan import TrainingPlan
 from finetune_trainer.checkpoint.marker import MARKER_NAME, FileRecord, Marker
 from finetune_trainer.checkpoint.resume import name_checkpoint, read_marker, rotate_checkpoints
-from finetune_trainer.checkpoint.store import Store
 from finetune_trainer.distributed import Ranks
 from finetune_trainer.files import list_files, sync_folder
+from finetune_trainer.store import Store, do_at_once
 
 _LEAST_PRIORITY = 19
 """Of a save in the background: where all cores are busy with the training, it waits for them."""
@@ -112,9 +112,12 @@ class Keeper:
             if self._plan.checkpoint.staging is None:
                 sync_folder(folder)
                 measure = self._store.inspect
-                records = [measure(f"{name}/{path}") for path in _list(folder)] if self._ranks.is_main else []
+                records = (
+                    do_at_once(lambda path: measure(f"{name}/{path}"), _list(folder)) if self._ranks.is_main else []
+                )
             else:
-                records = [self._store.upload(folder / path, f"{name}/{path}") for path in _list(folder)]
+                upload = self._store.upload
+                records = do_at_once(lambda path: upload(folder / path, f"{name}/{path}"), _list(folder))
                 for done in folder.parent.glob("checkpoint-*"):  # and the one that was resumed from
                     shutil.rmtree(done)
         except OSError as error:

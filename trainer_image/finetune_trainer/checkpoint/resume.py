@@ -10,8 +10,8 @@ from pathlib import Path
 
 from finetune_api.plan import TrainingPlan
 from finetune_trainer.checkpoint.marker import MARKER_NAME, FileRecord, Marker, parse_marker
-from finetune_trainer.checkpoint.store import Store
 from finetune_trainer.errors import CheckpointUnusableError
+from finetune_trainer.store import Store, do_at_once
 
 RESHAPED = ("single", "ddp")
 """Strategies whose processes all hold everything: their checkpoints fit any number of processes."""
@@ -59,12 +59,15 @@ def fetch_checkpoint(store: Store, plan: TrainingPlan, marker: Marker) -> Path:
     folder = Path(plan.checkpoint.folder) / name
     if plan.checkpoint.staging is not None:
         shutil.rmtree(folder, ignore_errors=True)
-    for record in marker.files:
+
+    def check(record: FileRecord) -> None:
         path = f"{name}/{record.path}"
         if plan.checkpoint.staging is None:
             _require_intact(record, partial(store.inspect, path))
         else:
             _require_intact(record, partial(store.download, path, folder / record.path))
+
+    do_at_once(check, marker.files)
     return folder
 
 

@@ -2,16 +2,14 @@
 
 import hashlib
 import json
-import os
-import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from finetune_api.plan import ResolvedSource, TrainingPlan
 from finetune_trainer.data.sources import hash_source
-from finetune_trainer.files import hash_folder, sync_folder
+from finetune_trainer.files import hash_folder
 
 _VERSION = 1
 """Raised when the same content is to give other prepared rows."""
@@ -45,22 +43,3 @@ def _hash_tokenizer(tokenizer: Any) -> str:
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
         return hash_folder(Path(folder))
-
-
-def build_once(folder: Path, build: Callable[[Path], None]) -> None:
-    """Let ``build`` fill ``folder`` unless it is there. It appears whole or not at all; of several processes that build
-    at once the first one's stays."""
-    if folder.exists():
-        return
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    building = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        build(building)
-        sync_folder(building)
-        try:
-            os.rename(building, folder)
-        except OSError:
-            if not folder.exists():
-                raise
-    finally:
-        shutil.rmtree(building, ignore_errors=True)

@@ -12,7 +12,7 @@ from typing import Any
 
 from finetune_api.objectives import OBJECTIVES
 from finetune_api.plan import CleaningPlan, TrainingPlan
-from finetune_trainer.data.cache import build_once, name_content
+from finetune_trainer.data.cache import name_content
 from finetune_trainer.data.choose import decide_length, draw_mixture, split_rows
 from finetune_trainer.data.clean import Deduplicator
 from finetune_trainer.data.encode import Encoder
@@ -22,6 +22,7 @@ from finetune_trainer.data.s3 import fetch_sources
 from finetune_trainer.data.stream import read_head, require_streamable, stream_rows
 from finetune_trainer.data.tally import BEYOND, CUT, HELD_OUT, REWRITTEN, UNTRAINED, Tally
 from finetune_trainer.errors import InvalidInputError
+from finetune_trainer.files import build_once
 
 Tell = Callable[[str, str], None]
 """Takes an event's name and message."""

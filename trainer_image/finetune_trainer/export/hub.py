@@ -47,7 +47,7 @@ def push_artifacts(plan: TrainingPlan, result: Result, tell: Callable[[str], Non
             if pause is None or _is_final(error):
                 raise UploadError(
                     f"output.pushToHub {hub.repo}: the upload failed: {_describe(error)}; the artifacts are kept in "
-                    f"{plan.output.directory}, running again only uploads them"
+                    f"{plan.output.destination or plan.output.directory}, running again only uploads them"
                 ) from error
             tell(f"the upload to {hub.repo} failed, next try in {pause:g} s: {_describe(error)}")
             time.sleep(pause)

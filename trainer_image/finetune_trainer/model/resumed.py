@@ -6,7 +6,7 @@ from typing import Any
 
 from finetune_api.plan import TrainingPlan
 from finetune_trainer.errors import InvalidInputError
-from finetune_trainer.package_file import find_package_file
+from finetune_trainer.model.source import locate_source
 
 _KIND = ("peft_type", "task_type", "use_dora", "use_rslora", "prefix_projection")
 """Settings in which adapters of another method, or for another kind of model, differ."""
@@ -28,7 +28,7 @@ def attach_trained(plan: TrainingPlan, model: Any, config: Any) -> Any:
 
     source = plan.method.resume_adapter
     assert source is not None
-    location = str(find_package_file(source)) if source.kind == "package" else source.location
+    location = locate_source(source, plan, "method.resumeAdapter")
     try:
         found = PeftConfig.from_pretrained(location)
     except ValueError as error:

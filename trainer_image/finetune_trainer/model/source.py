@@ -1,25 +1,25 @@
-"""Where the model is loaded from: a hub id, a folder, or a GGUF file dequantised once into the cache."""
+"""Where the model is loaded from: a hub id, a folder, which may be a copy of one in S3, or a GGUF file dequantised once."""
 
 import hashlib
-import os
-import shutil
-import tempfile
+from functools import partial
 from pathlib import Path
 
-from finetune_api.plan import TrainingPlan
+from finetune_api.plan import ResolvedSource, TrainingPlan
 from finetune_trainer.errors import InvalidInputError
+from finetune_trainer.fetch import fetch_source
+from finetune_trainer.files import build_once
 from finetune_trainer.package_file import find_package_file
 
 
 def locate_model(plan: TrainingPlan) -> str:
     """What ``from_pretrained`` takes: a hub id or a folder. Converts a GGUF file if that hasn't been done.
 
-    Raises: InvalidInputError when there is no model at the source.
+    Raises: InvalidInputError when there is no model at the source; OSError when its server is away for too long.
     """
     source = plan.model.source
     if source.kind == "hf":
         return source.location
-    path = find_package_file(source) if source.kind == "package" else Path(source.location)
+    path = Path(locate_source(source, plan, "model.source"))
     if not path.exists():
         raise InvalidInputError(f"model.source {source.uri}: {path} does not exist")
     if path.suffix == ".gguf":
@@ -31,34 +31,34 @@ def locate_model(plan: TrainingPlan) -> str:
     return str(path)
 
 
+def locate_source(source: ResolvedSource, plan: TrainingPlan, field: str) -> str:
+    """A hub id, or the path of what lies at the source; what is in S3 is copied to the cache once. ``field``: for messages.
+
+    Raises: InvalidInputError, OSError.
+    """
+    return str(find_package_file(source)) if source.kind == "package" else fetch_source(source, plan, field).location
+
+
 def _converted(gguf: Path, cache: Path) -> Path:
-    """Folder of the dequantised model. Its name changes with the file; it appears whole or not at all."""
+    """Folder of the dequantised model. Its name changes with the file."""
     state = gguf.stat()
     identity = f"{gguf.resolve()}|{state.st_size}|{state.st_mtime_ns}"
     folder = cache / f"{gguf.stem}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
-    if folder.exists():
-        return folder
+    try:
+        build_once(folder, partial(_convert, gguf))
+    except (ValueError, KeyError, NotImplementedError) as error:
+        raise InvalidInputError(f"model.source: {gguf.name} can't be converted from GGUF: {error}") from error
+    return folder
+
+
+def _convert(gguf: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    cache.mkdir(parents=True, exist_ok=True)
-    building = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=cache))
-    try:
-        place = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
-        # float32 keeps every value that the blocks hold; the plan's dtype is applied when the folder is loaded.
-        model = AutoModelForCausalLM.from_pretrained(
-            **place, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
-        )
-        model.save_pretrained(building)
-        AutoTokenizer.from_pretrained(**place).save_pretrained(building)
-        try:
-            os.rename(building, folder)
-        except OSError:
-            # Another process was faster; its folder is as good.
-            if not folder.exists():
-                raise
-    except (ValueError, KeyError, NotImplementedError) as error:
-        raise InvalidInputError(f"model.source: {gguf.name} can't be converted from GGUF: {error}") from error
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
-    return folder
+    place = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
+    # float32 keeps every value that the blocks hold; the plan's dtype is applied when the folder is loaded.
+    model = AutoModelForCausalLM.from_pretrained(
+        **place, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
+    )
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(**place).save_pretrained(folder)

@@ -1,30 +1,36 @@
-"""Where a run's checkpoints are kept: a folder that every node sees, or a prefix in a bucket of S3."""
+"""Where what a run makes is kept: a folder that every node sees, or a prefix in a bucket of S3."""
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
 from finetune_trainer.checkpoint.marker import FileRecord
 from finetune_trainer.files import sync_path
-from finetune_trainer.s3 import connect_s3, insist
+from finetune_trainer.s3 import PATIENCE, connect_s3, insist
 
 T = TypeVar("T")
+Item = TypeVar("Item")
 
 _CHUNK = 8 * 2**20
+_STREAMS = 8
+"""Files that are under way at a time: one stream of S3 is a fraction of a node's network."""
 
 
 class Store:
-    """Files by their path below ``uri``. All methods raise OSError; those of S3 wait for a server that is away."""
+    """Files by their path below ``uri``. All methods raise OSError; those of S3 wait for a server that is away, for so many
+    seconds of ``patience``."""
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, patience: float = PATIENCE) -> None:
         from pyarrow import fs  # type: ignore[import-untyped]
 
         self.uri = uri.rstrip("/")
+        self._patience = patience
         self._is_remote = uri.startswith("s3://")
         self._root = self.uri.removeprefix("s3://")
-        self._system: Any = insist(connect_s3) if self._is_remote else fs.LocalFileSystem()
+        self._system: Any = insist(connect_s3, patience) if self._is_remote else fs.LocalFileSystem()
 
     def list_folders(self) -> list[str]:
         """Names of the folders directly in it."""
@@ -32,6 +38,15 @@ class Store:
 
         found = self._do(lambda: self._system.get_file_info(fs.FileSelector(self._root, allow_not_found=True)))
         return [info.base_name for info in found if info.type is fs.FileType.Directory]
+
+    def list_files(self, name: str) -> dict[str, int]:
+        """Bytes of each file of a folder, by its path below that."""
+        from pyarrow import fs
+
+        below = fs.FileSelector(self._at(name), allow_not_found=True, recursive=True)
+        found = self._do(lambda: self._system.get_file_info(below))
+        start = len(self._at(name)) + 1
+        return {info.path[start:]: info.size for info in found if info.type is fs.FileType.File}
 
     def read(self, path: str) -> bytes | None:
         """A small file's content; None without one."""
@@ -105,7 +120,7 @@ class Store:
 
     def _do(self, action: Callable[[], T]) -> T:
         # What a folder refuses it refuses again.
-        return insist(action) if self._is_remote else action()
+        return insist(action, self._patience) if self._is_remote else action()
 
     def _at(self, path: str) -> str:
         return f"{self._root}/{path}"
@@ -113,6 +128,15 @@ class Store:
     def _make_parent(self, path: str) -> None:
         if not self._is_remote:
             Path(self._at(path)).parent.mkdir(parents=True, exist_ok=True)
+
+
+def do_at_once(action: Callable[[Item], T], items: Iterable[Item]) -> list[T]:
+    """``action`` of each, in the items' order, some at a time. When one fails, or a signal comes, the others aren't waited for."""
+    pool = ThreadPoolExecutor(_STREAMS, "store")
+    try:
+        return list(pool.map(action, items))
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _copy(source: Any, target: Any, path: str) -> FileRecord:

@@ -1,0 +1,97 @@
+"""Brings the output from the node's disk to ``output.destination`` in S3, and back where a later step needs it."""
+
+import shutil
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from finetune_api.plan import TrainingPlan
+from finetune_api.progress import ArtifactRecord, Result
+from finetune_trainer.errors import InvalidInputError, TrainerError
+from finetune_trainer.files import list_files
+from finetune_trainer.report.result import is_intact, read_finished
+from finetune_trainer.s3 import VARIABLES, is_refused
+from finetune_trainer.store import Store, do_at_once
+
+_PROBE = ".finetune-probe"
+_LOG_PATIENCE = 10.0
+"""Seconds that logs are worth: the process may be within its grace period."""
+
+
+class DeliveryError(TrainerError):
+    """The artifacts are exported and couldn't be brought to their destination; the next run exports them again."""
+
+
+def find_result(plan: TrainingPlan, is_main: bool) -> Result | None:
+    """The result of this very run when it is finished, else None: then ``is_main`` tries whether the destination takes
+    what will be brought to it.
+
+    Raises: InvalidInputError when its server refuses that, hours before it would be missed.
+    """
+    destination = plan.output.destination
+    try:
+        result = read_finished(plan)
+        if result is None and destination is not None and is_main:
+            store = Store(destination)
+            store.write(f"{_PROBE}/{plan.job.run_id}", b"")
+            store.remove(_PROBE)
+    except OSError as error:
+        if destination is None or not is_refused(error):
+            raise
+        raise InvalidInputError(
+            f"output.destination {destination}: {str(error).splitlines()[0]}; it is opened with the AWS_* variables of the "
+            f"environment ({VARIABLES})"
+        ) from error
+    return result
+
+
+def deliver_artifacts(destination: str, artifacts: tuple[ArtifactRecord, ...]) -> None:
+    """Put them there in place of those of another run. Raises: DeliveryError."""
+    try:
+        store = Store(destination)
+        for artifact in artifacts:
+            store.remove(artifact.type)
+            _upload(store, Path(artifact.path), artifact.type)
+    except OSError as error:
+        raise DeliveryError(
+            f"output.destination {destination}: the artifacts can't be brought there: {error}; the next run goes on from the "
+            "last checkpoint and exports them again"
+        ) from error
+
+
+def fetch_artifacts(plan: TrainingPlan, result: Result) -> None:
+    """Have the artifacts in the output folder, as they were exported. Raises: DeliveryError."""
+    destination = plan.output.destination
+    if destination is None:
+        return
+    for artifact in result.artifacts:
+        if is_intact(artifact):
+            continue
+        shutil.rmtree(artifact.path, ignore_errors=True)
+        try:
+            store = Store(destination)
+            folder, name = Path(artifact.path), artifact.type
+            do_at_once(partial(_download, store, folder, name), store.list_files(name))
+        except OSError as error:
+            raise DeliveryError(f"{destination}/{artifact.type} can't be read: {error}") from error
+        if not is_intact(artifact):
+            raise DeliveryError(f"{destination}/{artifact.type} is no longer what was brought there")
+
+
+def deliver_logs(plan: TrainingPlan, warn: Callable[[str], None]) -> None:
+    """Bring what trackers have written into the output folder; each process has files of its own."""
+    folder = Path(plan.output.directory) / "tensorboard"
+    if plan.output.destination is None or not folder.is_dir():
+        return
+    try:
+        _upload(Store(plan.output.destination, _LOG_PATIENCE), folder, folder.name)
+    except OSError as error:
+        warn(f"the logs of TensorBoard can't be brought to {plan.output.destination}: {error}")
+
+
+def _upload(store: Store, folder: Path, name: str) -> None:
+    do_at_once(lambda file: store.upload(file, f"{name}/{file.relative_to(folder).as_posix()}"), list_files(folder))
+
+
+def _download(store: Store, folder: Path, name: str, path: str) -> None:
+    store.download(f"{name}/{path}", folder / path)
