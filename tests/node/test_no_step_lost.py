@@ -5,19 +5,25 @@ FINETUNE_SOAK=1: twenty times each instead of three.
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from finetune_api.names import Condition
+from finetune_trainer.files import hash_folder
 from tests.chart.release import Release
 from tests.checkpoints import list_complete
 from tests.cluster.harness.api import Object
 from tests.cluster.harness.waiting import wait_until
+from tests.node.harness.machine import HOST_ADDRESS
 from tests.node.harness.node import Node
-from tests.node.small_jobs import SmallJob, prepare_place
+from tests.node.small_jobs import ROWS, SmallJob, prepare_place
 from tests.node.trainers import kill_trainer
 from tests.soak import SOAK, record
+from tests.tiny_model import build_tiny_model
+from tests.trainer.plans import build_conversations
+from tests.trainer.s3_server import BUCKET, S3Server
 
 TIMES = 20 if SOAK else 3
 STEPS = 3000 if SOAK else 400
@@ -145,3 +151,53 @@ def test_a_job_made_anew_goes_on_from_the_checkpoint_of_the_one_that_was_deleted
     assert anew.rows() == undisturbed.rows()
     assert anew.weights() == undisturbed.weights()
     report.append(f"deleted at step {step} and made anew: same rows, same weights")
+
+
+@pytest.fixture
+def server(node: Node, tmp_path: Path) -> Iterator[S3Server]:
+    """Beside the node, where its pods reach it."""
+    server = S3Server(tmp_path, HOST_ADDRESS)
+    yield server
+    server.stop()
+
+
+def test_a_job_that_has_all_in_buckets_goes_on_in_a_pod_that_has_nothing_of_the_first(
+    node: Node, place: str, server: S3Server, tmp_path: Path, report: list[str]
+) -> None:
+    training: Object = {"training": {"maxSteps": STEPS}}
+    undisturbed = SmallJob(node.control_plane, place, "claimed", **training)
+    undisturbed.apply()
+    undisturbed.wait_for(Condition.COMPLETE, minutes=10)
+
+    build_tiny_model(tmp_path / "model")
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(build_conversations(ROWS))
+    secret = {"metadata": {"name": "bucket"}, "stringData": server.environment}
+    node.control_plane.api.post(f"/api/v1/namespaces/{place}/secrets", secret)
+    destination = f"s3://{BUCKET}/results/bucketed"
+    job = SmallJob(
+        node.control_plane,
+        place,
+        "bucketed",
+        **training,
+        model={"source": server.put(tmp_path / "model", "models/tiny")},
+        dataset={"source": server.put(rows, "data/rows.jsonl")},
+        output={"destination": destination},
+        podTemplate={"envFrom": [{"secretRef": {"name": "bucket"}}]},
+    )
+    job.apply()
+    job.wait_for_step(5)
+    (pod,) = wait_until(job.running_pods, "a running pod", describe=job.describe)
+    job.evict(pod)
+    job.wait_for(Condition.COMPLETE, minutes=10)
+    status = job.status()
+    assert (status["preemptions"], status.get("lostSteps", 0), status.get("restarts", 0)) == (1, 0, 0)
+    assert status["checkpoints"]["latest"]["uri"].startswith(f"{destination}/checkpoints/")
+    assert [artifact["uri"] for artifact in status["artifacts"]] == [f"{destination}/adapter"]
+    folder = server.folder / "results" / "bucketed"
+    assert hash_folder(folder / "adapter") == status["artifacts"][0]["sha256"]
+    assert (folder / "adapter" / "adapter_model.safetensors").read_bytes() == undisturbed.weights()
+    assert (folder / "result.json").exists()
+    claims = node.control_plane.api.items(f"/api/v1/namespaces/{place}/persistentvolumeclaims")
+    assert "bucketed-output" not in {claim["metadata"]["name"] for claim in claims}
+    report.append("all in S3, evicted once: the next pod goes on, same weights, no claim")

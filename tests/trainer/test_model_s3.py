@@ -10,26 +10,20 @@ from finetune_api.exit_codes import ExitCode
 from finetune_api.plan import ResolvedSource, TrainingPlan
 from finetune_trainer.errors import PreemptedError
 from finetune_trainer.files import list_files
-from finetune_trainer.store import Store, do_at_once
+from finetune_trainer.store import do_at_once
 from tests.trainer.conftest import Start, adapter_bytes
 from tests.trainer.s3_server import BUCKET, S3Server
 
 
 @pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
+def server(tmp_path: Path) -> Iterator[S3Server]:
     server = S3Server(tmp_path / "s3")
-    for name, value in server.environment.items():
-        monkeypatch.setenv(name, value)
     yield server
     server.stop()
 
 
-def put(folder: Path, name: str) -> ResolvedSource:
-    """The folder's files in the bucket, as a source."""
-    store = Store(f"s3://{BUCKET}/{name}")
-    for file in list_files(folder):
-        store.upload(file, file.relative_to(folder).as_posix())
-    return ResolvedSource(uri=f"s3://{BUCKET}/{name}", kind="s3", location=f"{BUCKET}/{name}")
+def locate(uri: str) -> ResolvedSource:
+    return ResolvedSource(uri=uri, kind="s3", location=uri.removeprefix("s3://"))
 
 
 def test_a_model_and_an_adapter_from_there_train_as_those_of_a_folder(
@@ -46,7 +40,7 @@ def test_a_model_and_an_adapter_from_there_train_as_those_of_a_folder(
         return plan
 
     local = train("local", None)
-    base = put(tiny_model, "models/tiny")
+    base = locate(server.put(tiny_model, "models/tiny"))
     remote = train("remote", base)
     assert adapter_bytes(remote) == adapter_bytes(local)
     copies = Path(remote.cache_directory) / "s3"
@@ -55,7 +49,7 @@ def test_a_model_and_an_adapter_from_there_train_as_those_of_a_folder(
 
     folder = Path(local.output.directory) / "adapter"
     on = train("on", None, ResolvedSource(uri=f"file://{folder}", kind="file", location=str(folder)))
-    remote_on = train("remote-on", base, put(folder, "adapters/tiny"))
+    remote_on = train("remote-on", base, locate(server.put(folder, "adapters/tiny")))
     assert adapter_bytes(remote_on) == adapter_bytes(on) != adapter_bytes(local)
     assert len(list((Path(remote_on.cache_directory) / "s3").iterdir())) == 2
 
@@ -63,7 +57,7 @@ def test_a_model_and_an_adapter_from_there_train_as_those_of_a_folder(
 def test_what_is_not_there_is_told_by_its_field(
     make: Callable[..., TrainingPlan], start: Start, server: S3Server, tiny_model: Path
 ) -> None:
-    nowhere = ResolvedSource(uri=f"s3://{BUCKET}/none", kind="s3", location=f"{BUCKET}/none")
+    nowhere = locate(f"s3://{BUCKET}/none")
     for field, changes in (("model.source", {"model": {"source": nowhere}}), ("method.resumeAdapter", {"method": {"resume_adapter": nowhere}})):  # fmt: skip
         trainer = start(make(**changes), environment=server.environment)
         assert trainer.wait() == ExitCode.INVALID
