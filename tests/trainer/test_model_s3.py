@@ -10,6 +10,7 @@ from finetune_api.exit_codes import ExitCode
 from finetune_api.plan import ResolvedSource, TrainingPlan
 from finetune_trainer.errors import PreemptedError
 from finetune_trainer.files import list_files
+from finetune_trainer.s3 import is_refused
 from finetune_trainer.store import do_at_once
 from tests.trainer.conftest import Start, adapter_bytes
 from tests.trainer.s3_server import BUCKET, S3Server
@@ -64,6 +65,13 @@ def test_what_is_not_there_is_told_by_its_field(
         told = trainer.termination["message"]
         assert told.startswith(f"{field} s3://{BUCKET}/none: nothing is at {BUCKET}/none; "), told
         assert "AWS_ACCESS_KEY_ID" in told
+
+
+def test_a_bucket_in_another_region_is_not_waited_for() -> None:
+    """AWS's own answer, which no server here gives (its words: https://github.com/crowemi/target-s3/issues/4)."""
+    told = "AWS Error UNKNOWN (HTTP status 301) during HeadObject operation: Unable to parse ExceptionName: PermanentRedirect"
+    assert is_refused(OSError(told))
+    assert not is_refused(OSError("AWS Error NETWORK_CONNECTION during HeadObject operation: curlCode: 7"))
 
 
 def test_who_is_told_to_stop_waits_for_no_file() -> None:

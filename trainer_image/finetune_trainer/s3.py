@@ -10,8 +10,15 @@ T = TypeVar("T")
 
 VARIABLES = "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION, AWS_ENDPOINT_URL"
 
-_REFUSALS = ("ACCESS_DENIED", "INVALID_ACCESS_KEY_ID", "SIGNATURE_DOES_NOT_MATCH", "NO_SUCH_BUCKET", "NO_SUCH_KEY")
-"""Errors of AWS's client that another try doesn't mend."""
+_REFUSALS = (
+    "ACCESS_DENIED",
+    "INVALID_ACCESS_KEY_ID",
+    "SIGNATURE_DOES_NOT_MATCH",
+    "NO_SUCH_BUCKET",
+    "NO_SUCH_KEY",
+    "HTTP status 301",
+)
+"""Errors of AWS's client that another try doesn't mend; 301 is a bucket in another region than AWS_REGION."""
 PATIENCE = 300.0
 """Seconds for which a server may be away."""
 
