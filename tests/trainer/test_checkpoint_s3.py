@@ -15,6 +15,7 @@ from transformers import TrainerState
 
 from finetune_api.exit_codes import ExitCode
 from finetune_api.plan import TrainingPlan
+from finetune_trainer.checkpoint import reached
 from finetune_trainer.checkpoint.reached import ReachedCallback, count_lost_steps
 from finetune_trainer.s3 import connect_s3
 from tests.checkpoints import list_complete
@@ -175,12 +176,30 @@ def test_broken_and_foreign_checkpoints_are_passed_over_and_none_good_is_no_new_
     assert (runs / "checkpoint-6").exists()
 
 
-def test_steps_that_were_lost_are_counted_where_the_output_is_still_there(
-    make_remote: Callable[..., TrainingPlan],
+def test_steps_that_were_lost_are_counted_where_nothing_of_the_run_is(
+    make_remote: Callable[..., TrainingPlan], server: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
     plan = make_remote()
+    file = server.folder / "runs" / "run-1" / "reached.json"
+
+    def reach(callback: ReachedCallback, step: int) -> None:
+        callback.on_log(None, TrainerState(global_step=step), None)
+        if callback._writing is not None:
+            callback._writing.join()
+
     assert count_lost_steps(plan, None) == 0
-    ReachedCallback(plan, lost_steps=1).on_log(None, TrainerState(global_step=7), None)
-    assert count_lost_steps(plan, None) == 8
-    forget_machine(plan)
-    assert count_lost_steps(plan, None) == 0
+    first = ReachedCallback(plan, lost_steps=0)
+    reach(first, 7)
+    assert json.loads(file.read_text())["step"] == 7
+    reach(first, 8)  # too soon for another request
+    assert count_lost_steps(plan, None) == 7
+    reach(ReachedCallback(plan, lost_steps=7), 3)
+    assert count_lost_steps(plan, None) == 10
+
+    server.stop()
+    monkeypatch.setattr(reached, "_INTERVAL", 0.5)
+    reach(ReachedCallback(plan, lost_steps=7), 9)  # no error
+    server.start()
+    assert count_lost_steps(plan, None) == 10
