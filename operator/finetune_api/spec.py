@@ -469,6 +469,8 @@ class Resources(ApiModel):
     """Memory request and limit; the platform's default a GPU when absent."""
     shared_memory: PositiveQuantity | None = Field(default=None, examples=["32Gi"])
     """Size of /dev/shm (counts towards memory), for NCCL and data loader workers; the platform's default when absent."""
+    ephemeral_storage: PositiveQuantity | None = Field(default=None, examples=["200Gi"])
+    """Space on the node's disk that the pod asks for: the cache without model.cache, and what is on its way to S3 or saved in the background. Absent: none is asked for."""
     node_selector: Labels | None = Field(default=None, examples=[{"pool": "gpu"}])
     """Labels that the node must have."""
     tolerations: Annotated[list[Toleration], Field(max_length=32)] | None = Field(

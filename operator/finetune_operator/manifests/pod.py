@@ -61,6 +61,8 @@ def build_requests(job: FineTuneJob, decided: Decided) -> Manifest:
     """What a pod asks the scheduler for, without the network's devices."""
     gpu, wanted = job.spec.resources.gpu, decided.resources
     requests: Manifest = {"cpu": wanted.cpu, "memory": wanted.memory}
+    if job.spec.resources.ephemeral_storage is not None:
+        requests["ephemeral-storage"] = job.spec.resources.ephemeral_storage
     if gpu.count:
         requests[gpu.resource_name] = str(gpu.count)
     return requests
