@@ -21,6 +21,7 @@ from finetune_trainer.environment import prepare_environment, quiet_libraries
 from tests.tiny_model import build_tiny_model
 from tests.trainer.child import PRELOADED, run_child
 from tests.trainer.plans import make_plan, write_conversations
+from tests.trainer.s3_server import S3Server
 
 ROOT = Path(__file__).parents[2]
 
@@ -134,6 +135,14 @@ class TrainerProcess:
     @property
     def termination(self) -> dict[str, Any]:
         return json.loads(self.termination_log.read_text())
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """A real S3 server with an empty bucket, one a module."""
+    server = S3Server(tmp_path_factory.mktemp("s3"))
+    yield server
+    server.stop()
 
 
 Start = Callable[..., TrainerProcess]

@@ -1,8 +1,6 @@
 """Several ranks of one plan, started as torchrun would."""
 
 import os
-import random
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +9,7 @@ from typing import Any
 from finetune_api.plan import TrainingPlan
 from finetune_api.strategies import StrategyType
 from finetune_operator.plan.engines import build_deepspeed_config, build_fsdp_config
+from tests.ports import free_port
 from tests.trainer.conftest import Start, TrainerProcess
 
 
@@ -22,18 +21,6 @@ def share_out(strategy: StrategyType, processes: int = 2, **engine: Any) -> dict
     elif strategy == "fsdp":
         section["fsdp"] = build_fsdp_config(**engine)
     return section
-
-
-def free_port() -> int:
-    """A port that nobody listens on, below those that the kernel hands out by itself: nobody is given it in between."""
-    while True:
-        port = random.randrange(15_000, 32_000)
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
 
 
 def begin_launcher(plan: TrainingPlan, folder: Path, **node: str) -> "subprocess.Popen[bytes]":

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from tests.cluster.harness.binaries import ensure_tools
-from tests.trainer.ranks import free_port
+from tests.ports import free_port
 
 ACCESS, SECRET, BUCKET = "reader", "not-a-secret", "tales"
 _MODULE = Path(__file__).parent / "versitygw"

@@ -1,7 +1,7 @@
 """Datasets in S3, read from a real server process: Versity's gateway over a folder."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,6 @@ from finetune_trainer.errors import InvalidInputError
 from finetune_trainer.s3 import connect_s3
 from tests.trainer.preparing import prepare
 from tests.trainer.s3_server import S3Server
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    server = S3Server(tmp_path_factory.mktemp("s3"))
-    yield server
-    server.stop()
 
 
 @pytest.fixture

@@ -11,8 +11,9 @@ import pytest
 from finetune_api.exit_codes import ExitCode
 from finetune_api.plan import TrainingPlan
 from finetune_trainer.errors import InvalidInputError
+from tests.ports import free_port
 from tests.trainer.conftest import Start, adapter_bytes, clear
-from tests.trainer.ranks import begin_launcher, free_port, run_ranks
+from tests.trainer.ranks import begin_launcher, run_ranks
 from tests.trainer.running import losses, run
 
 TWO_RANKS = {"strategy": "ddp", "processes_per_node": 2}
@@ -31,10 +32,11 @@ def test_two_nodes_equal_one_at_double_batch_and_resume_after_sigterm(
 
     # Dropout draws on each rank for itself, so only without it can one rank do the same.
     lora = {"lora": {"rank": 4, "alpha": 8.0, "dropout": 0.0, "target_modules": ("all-linear",)}}
-    one = make(root="one", method=lora)
+    # Many steps, so that the signal finds some left on a busy machine.
+    one = make(root="one", method=lora, training={"epochs": 9.0})
     run(one)
     parallelism = {"strategy": "ddp", "nodes": 2, "processes_per_node": 1}
-    two = make(root="two", method=lora, parallelism=parallelism, training={"per_device_batch_size": 1})
+    two = make(root="two", method=lora, parallelism=parallelism, training={"per_device_batch_size": 1, "epochs": 9.0})
 
     # As Kubeflow starts a PyTorchJob's pods.
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}

@@ -16,8 +16,9 @@ from finetune_api.plan import ElasticPlan, TrainingPlan
 from finetune_trainer.checkpoint.resume import name_checkpoint
 from finetune_trainer.report.termination import build_termination, format_termination
 from tests.node.trainers import is_told_to_stop
+from tests.ports import free_port
 from tests.trainer.conftest import Start, clear, read_events
-from tests.trainer.ranks import begin_launcher, free_port
+from tests.trainer.ranks import begin_launcher
 
 STEPS = 40
 ELASTIC = {

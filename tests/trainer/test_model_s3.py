@@ -1,7 +1,7 @@
 """Models and adapters in S3, on a real server process."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,13 +14,6 @@ from finetune_trainer.s3 import is_refused
 from finetune_trainer.store import do_at_once
 from tests.trainer.conftest import Start, adapter_bytes
 from tests.trainer.s3_server import BUCKET, S3Server
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[S3Server]:
-    server = S3Server(tmp_path / "s3")
-    yield server
-    server.stop()
 
 
 def locate(uri: str) -> ResolvedSource:

@@ -13,8 +13,9 @@ from finetune_api.exit_codes import ExitCode
 from finetune_api.plan import TrainingPlan
 from finetune_trainer.errors import is_peer_lost
 from finetune_trainer.heartbeat import INTERVAL, LOST_AFTER, Peers
+from tests.ports import free_port
 from tests.trainer.conftest import adapter_bytes, clear
-from tests.trainer.ranks import begin_launcher, free_port
+from tests.trainer.ranks import begin_launcher
 
 TWO_NODES = {"strategy": "ddp", "nodes": 2, "processes_per_node": 1}
 

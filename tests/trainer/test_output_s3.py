@@ -19,13 +19,6 @@ from tests.trainer.s3_server import BUCKET, S3Server
 DESTINATION = f"s3://{BUCKET}/models/bot"
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    server = S3Server(tmp_path_factory.mktemp("s3"))
-    yield server
-    server.stop()
-
-
 @pytest.fixture
 def delivered(server: S3Server) -> Iterator[Path]:
     """What lies at the destination."""

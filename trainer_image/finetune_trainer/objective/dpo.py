@@ -7,7 +7,7 @@ from trl import DPOConfig, DPOTrainer
 from finetune_api.plan import TrainingPlan
 from finetune_trainer.errors import InvalidInputError
 from finetune_trainer.objective.evaluation import NeutralEvaluation
-from finetune_trainer.objective.frozen import load_reference, reference_options
+from finetune_trainer.objective.frozen import build_beside_reference, reference_options
 from finetune_trainer.objective.parts import Parts
 
 
@@ -41,19 +41,6 @@ def build_config(plan: TrainingPlan, arguments: dict[str, Any]) -> DPOConfig:
     )
 
 
-def build(config: DPOConfig, parts: Parts) -> PreparedDPOTrainer:
+def build(config: DPOConfig, parts: Parts) -> Any:
     """The trainer on prepared rows of kind ``preference``."""
-    trainer = PreparedDPOTrainer(
-        model=parts.model,
-        ref_model=load_reference(parts),
-        args=config,
-        train_dataset=parts.data.train,
-        eval_dataset=parts.data.validation,
-        processing_class=parts.tokenizer,
-        callbacks=parts.callbacks,
-        peft_config=parts.peft_config,
-    )
-    if config.precompute_ref_log_probs:
-        # It has said all that it is asked for.
-        trainer.ref_model = None
-    return trainer
+    return build_beside_reference(PreparedDPOTrainer, config, parts)

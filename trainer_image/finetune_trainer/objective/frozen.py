@@ -19,6 +19,15 @@ def reference_options(plan: TrainingPlan) -> dict[str, Any]:
     }
 
 
+def build_beside_reference(trainer_class: Any, config: Any, parts: Parts) -> Any:
+    """A TRL trainer that compares the trained model with a reference. Raises: as ``load_reference``."""
+    trainer = trainer_class(args=config, ref_model=load_reference(parts), **parts.arguments)
+    if config.precompute_ref_log_probs:
+        # It has said all that it is asked for.
+        trainer.ref_model = None
+    return trainer
+
+
 def load_reference(parts: Parts) -> Any | None:
     """``objective.reference_model``; None where TRL gets the model before training itself: by leaving the adapter out,
     from a copy of the adapter that it starts from, or by loading the model once more.

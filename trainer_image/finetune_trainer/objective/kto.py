@@ -8,7 +8,7 @@ from trl.trainer.utils import global_then_local_main_first
 from finetune_api.plan import TrainingPlan
 from finetune_trainer.errors import InvalidInputError
 from finetune_trainer.objective.evaluation import NeutralEvaluation
-from finetune_trainer.objective.frozen import load_reference, reference_options
+from finetune_trainer.objective.frozen import build_beside_reference, reference_options
 from finetune_trainer.objective.parts import Parts
 
 
@@ -50,19 +50,6 @@ def build_config(plan: TrainingPlan, arguments: dict[str, Any]) -> KTOConfig:
     )
 
 
-def build(config: KTOConfig, parts: Parts) -> PreparedKTOTrainer:
+def build(config: KTOConfig, parts: Parts) -> Any:
     """The trainer on prepared rows of kind ``unpaired``."""
-    trainer = PreparedKTOTrainer(
-        model=parts.model,
-        ref_model=load_reference(parts),
-        args=config,
-        train_dataset=parts.data.train,
-        eval_dataset=parts.data.validation,
-        processing_class=parts.tokenizer,
-        callbacks=parts.callbacks,
-        peft_config=parts.peft_config,
-    )
-    if config.precompute_ref_log_probs:
-        # It has said all that it is asked for.
-        trainer.ref_model = None
-    return trainer
+    return build_beside_reference(PreparedKTOTrainer, config, parts)

@@ -50,12 +50,4 @@ def build_config(plan: TrainingPlan, arguments: dict[str, Any]) -> ORPOConfig:
 
 def build(config: ORPOConfig, parts: Parts) -> PreparedORPOTrainer:
     """The trainer on prepared rows of kind ``preference``."""
-    return PreparedORPOTrainer(
-        model=parts.model,
-        args=config,
-        train_dataset=parts.data.train,
-        eval_dataset=parts.data.validation,
-        processing_class=parts.tokenizer,
-        callbacks=parts.callbacks,
-        peft_config=parts.peft_config,
-    )
+    return PreparedORPOTrainer(args=config, **parts.arguments)

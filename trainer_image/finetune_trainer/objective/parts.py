@@ -21,3 +21,15 @@ class Parts:
     tokenizer: Any
     data: PreparedData
     callbacks: list[TrainerCallback]
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What the constructors of all of TRL's trainers take."""
+        return {
+            "model": self.model,
+            "train_dataset": self.data.train,
+            "eval_dataset": self.data.validation,
+            "processing_class": self.tokenizer,
+            "callbacks": self.callbacks,
+            "peft_config": self.peft_config,
+        }

@@ -29,13 +29,5 @@ def build_config(plan: TrainingPlan, arguments: dict[str, Any]) -> RewardConfig:
 
 def build(config: RewardConfig, parts: Parts) -> PreparedRewardTrainer:
     """The trainer of a sequence classifier of one label on prepared rows of kind ``preference``."""
-    return PreparedRewardTrainer(
-        model=parts.model,
-        args=config,
-        data_collator=JoiningCollator(pad_token_id=parts.tokenizer.pad_token_id),
-        train_dataset=parts.data.train,
-        eval_dataset=parts.data.validation,
-        processing_class=parts.tokenizer,
-        callbacks=parts.callbacks,
-        peft_config=parts.peft_config,
-    )
+    collator = JoiningCollator(pad_token_id=parts.tokenizer.pad_token_id)
+    return PreparedRewardTrainer(args=config, data_collator=collator, **parts.arguments)

@@ -90,13 +90,4 @@ def build_sampling(trainer_class: Any, config: Any, parts: Parts) -> Any:
             "prompts: lower training.globalBatchSize, raise objective.generation.completions, or add rows"
         )
     require_references(plan, rows)
-    return trainer_class(
-        model=parts.model,
-        reward_funcs=load_rewards(plan),
-        args=config,
-        train_dataset=rows,
-        eval_dataset=parts.data.validation,
-        processing_class=parts.tokenizer,
-        callbacks=parts.callbacks,
-        peft_config=parts.peft_config,
-    )
+    return trainer_class(args=config, reward_funcs=load_rewards(plan), **parts.arguments)

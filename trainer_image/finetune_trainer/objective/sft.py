@@ -85,16 +85,8 @@ def build(config: SFTConfig, parts: Parts) -> NeutralSFTTrainer:
     collator = None
     if _packs(parts.plan) and not config.padding_free:
         collator = PackedRowsCollator(pad_token_id=parts.tokenizer.pad_token_id, return_position_ids=True)
-    trainer = NeutralSFTTrainer(
-        model=parts.model,
-        args=config,
-        train_dataset=pack_rows(parts.plan, parts.data.train),
-        eval_dataset=parts.data.validation,
-        data_collator=collator,
-        processing_class=parts.tokenizer,
-        callbacks=parts.callbacks,
-        peft_config=parts.peft_config,
-    )
+    packed = {"train_dataset": pack_rows(parts.plan, parts.data.train)}
+    trainer = NeutralSFTTrainer(args=config, data_collator=collator, **parts.arguments | packed)
     trainer.prove_separation = _packs(parts.plan) or config.padding_free
     return trainer
 
