@@ -11,7 +11,7 @@ from finetune_api.plan import ResolvedSource, TrainingPlan
 from finetune_trainer.errors import PreemptedError
 from finetune_trainer.files import list_files
 from finetune_trainer.s3 import is_refused
-from finetune_trainer.store import do_at_once
+from finetune_trainer.store import Store
 from tests.trainer.conftest import Start, adapter_bytes
 from tests.trainer.s3_server import BUCKET, S3Server
 
@@ -67,8 +67,11 @@ def test_a_bucket_in_another_region_is_not_waited_for() -> None:
     assert not is_refused(OSError("AWS Error NETWORK_CONNECTION during HeadObject operation: curlCode: 7"))
 
 
-def test_who_is_told_to_stop_waits_for_no_file() -> None:
+def test_who_is_told_to_stop_waits_for_no_file(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """As when a model of many gigabytes is under way: the signal's exception passes while others still copy."""
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
+    store = Store(f"s3://{BUCKET}")
     release, begun = threading.Event(), threading.Event()
 
     def copy(number: int) -> None:
@@ -79,6 +82,6 @@ def test_who_is_told_to_stop_waits_for_no_file() -> None:
         assert release.wait(60)
 
     with pytest.raises(PreemptedError):
-        do_at_once(copy, range(50))
+        store.do_each(copy, range(50))
     release.set()
-    assert do_at_once(lambda number: number * 2, range(20)) == [number * 2 for number in range(20)]
+    assert store.do_each(lambda number: number * 2, range(20)) == [number * 2 for number in range(20)]

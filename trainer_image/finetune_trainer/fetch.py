@@ -8,7 +8,7 @@ from finetune_api.plan import ResolvedSource, TrainingPlan
 from finetune_trainer.errors import InvalidInputError
 from finetune_trainer.files import build_once
 from finetune_trainer.s3 import VARIABLES, connect_s3, insist, is_refused
-from finetune_trainer.store import Store, do_at_once
+from finetune_trainer.store import Store
 
 
 def fetch_source(source: ResolvedSource, plan: TrainingPlan, field: str) -> ResolvedSource:
@@ -41,7 +41,7 @@ def _copy(source: ResolvedSource, cache: Path) -> Path:
     def build(building: Path) -> None:
         bucket, start = location.split("/")[0], len(location) - len(Path(location).name)
         store = Store(f"s3://{bucket}")
-        do_at_once(lambda info: store.download(info.path[len(bucket) + 1 :], building / info.path[start:]), found)
+        store.do_each(lambda info: store.download(info.path[len(bucket) + 1 :], building / info.path[start:]), found)
 
     build_once(folder, build)
     return folder / Path(location).name

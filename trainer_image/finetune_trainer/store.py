@@ -118,6 +118,18 @@ class Store:
 
         self._do(remove)
 
+    def do_each(self, action: Callable[[Item], T], items: Iterable[Item]) -> list[T]:
+        """``action`` of each, in their order; in S3 some at a time. When one fails, or a signal comes, those under way aren't
+        waited for."""
+        if not self._is_remote:
+            # More threads than one would be in the way of a training that goes on meanwhile.
+            return [action(item) for item in items]
+        pool = ThreadPoolExecutor(_STREAMS, "store")
+        try:
+            return list(pool.map(action, items))
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
     def _do(self, action: Callable[[], T]) -> T:
         # What a folder refuses it refuses again.
         return insist(action, self._patience) if self._is_remote else action()
@@ -128,15 +140,6 @@ class Store:
     def _make_parent(self, path: str) -> None:
         if not self._is_remote:
             Path(self._at(path)).parent.mkdir(parents=True, exist_ok=True)
-
-
-def do_at_once(action: Callable[[Item], T], items: Iterable[Item]) -> list[T]:
-    """``action`` of each, in the items' order, some at a time. When one fails, or a signal comes, the others aren't waited for."""
-    pool = ThreadPoolExecutor(_STREAMS, "store")
-    try:
-        return list(pool.map(action, items))
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _copy(source: Any, target: Any, path: str) -> FileRecord:

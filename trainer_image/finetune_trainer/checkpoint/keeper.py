@@ -14,7 +14,7 @@ from finetune_trainer.checkpoint.marker import MARKER_NAME, FileRecord, Marker
 from finetune_trainer.checkpoint.resume import name_checkpoint, read_marker, rotate_checkpoints
 from finetune_trainer.distributed import Ranks
 from finetune_trainer.files import list_files, sync_folder
-from finetune_trainer.store import Store, do_at_once
+from finetune_trainer.store import Store
 
 _LEAST_PRIORITY = 19
 """Of a save in the background: where all cores are busy with the training, it waits for them."""
@@ -112,12 +112,10 @@ class Keeper:
             if self._plan.checkpoint.staging is None:
                 sync_folder(folder)
                 measure = self._store.inspect
-                records = (
-                    do_at_once(lambda path: measure(f"{name}/{path}"), _list(folder)) if self._ranks.is_main else []
-                )
+                records = [measure(f"{name}/{path}") for path in _list(folder)] if self._ranks.is_main else []
             else:
                 upload = self._store.upload
-                records = do_at_once(lambda path: upload(folder / path, f"{name}/{path}"), _list(folder))
+                records = self._store.do_each(lambda path: upload(folder / path, f"{name}/{path}"), _list(folder))
                 for done in folder.parent.glob("checkpoint-*"):  # and the one that was resumed from
                     shutil.rmtree(done)
         except OSError as error:

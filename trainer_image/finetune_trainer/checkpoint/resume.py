@@ -11,7 +11,7 @@ from pathlib import Path
 from finetune_api.plan import TrainingPlan
 from finetune_trainer.checkpoint.marker import MARKER_NAME, FileRecord, Marker, parse_marker
 from finetune_trainer.errors import CheckpointUnusableError
-from finetune_trainer.store import Store, do_at_once
+from finetune_trainer.store import Store
 
 RESHAPED = ("single", "ddp")
 """Strategies whose processes all hold everything: their checkpoints fit any number of processes."""
@@ -67,7 +67,7 @@ def fetch_checkpoint(store: Store, plan: TrainingPlan, marker: Marker) -> Path:
         else:
             _require_intact(record, partial(store.download, path, folder / record.path))
 
-    do_at_once(check, marker.files)
+    store.do_each(check, marker.files)
     return folder
 
 

@@ -11,7 +11,7 @@ from finetune_trainer.errors import InvalidInputError, TrainerError
 from finetune_trainer.files import list_files
 from finetune_trainer.report.result import is_intact, read_finished
 from finetune_trainer.s3 import VARIABLES, is_refused
-from finetune_trainer.store import Store, do_at_once
+from finetune_trainer.store import Store
 
 _PROBE = ".finetune-probe"
 _LOG_PATIENCE = 10.0
@@ -71,7 +71,7 @@ def fetch_artifacts(plan: TrainingPlan, result: Result) -> None:
         try:
             store = Store(destination)
             folder, name = Path(artifact.path), artifact.type
-            do_at_once(partial(_download, store, folder, name), store.list_files(name))
+            store.do_each(partial(_download, store, folder, name), store.list_files(name))
         except OSError as error:
             raise DeliveryError(f"{destination}/{artifact.type} can't be read: {error}") from error
         if not is_intact(artifact):
@@ -90,7 +90,7 @@ def deliver_logs(plan: TrainingPlan, warn: Callable[[str], None]) -> None:
 
 
 def _upload(store: Store, folder: Path, name: str) -> None:
-    do_at_once(lambda file: store.upload(file, f"{name}/{file.relative_to(folder).as_posix()}"), list_files(folder))
+    store.do_each(lambda file: store.upload(file, f"{name}/{file.relative_to(folder).as_posix()}"), list_files(folder))
 
 
 def _download(store: Store, folder: Path, name: str, path: str) -> None:
