@@ -89,7 +89,8 @@ def test_of_two_replicas_one_writes_and_the_other_takes_over(
                 jobs.wait_for(f"job-{number}", phase="Succeeded")
             # What each asked of the API server, by its own count.
             assert counted_writes(second.read_health("/metrics")) == {}
-            assert counted_writes(first.read_health("/metrics"))["finetunejobs/status"] >= 30
+            # Of each job its beginning and its end; what is between them merges when passes come late.
+            assert counted_writes(first.read_health("/metrics"))["finetunejobs/status"] >= 20
             leader = jobs.api.get(holder)["spec"]["holderIdentity"]
             jobs.create("after-the-kill")
             first.kill()
