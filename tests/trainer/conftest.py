@@ -145,7 +145,26 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     server.stop()
 
 
+@pytest.fixture
+def opened(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The test's own process has what opens the bucket."""
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
+
+
 Start = Callable[..., TrainerProcess]
+
+
+def begin(start: Start, plan: TrainingPlan, server: S3Server, **faults: Any) -> TrainerProcess:
+    """A trainer process that has what opens the bucket."""
+    return start(plan, environment=server.environment, **faults)
+
+
+def forget_machine(plan: TrainingPlan) -> None:
+    """As if the next process were on another machine."""
+    assert plan.checkpoint.staging is not None
+    shutil.rmtree(plan.checkpoint.staging, ignore_errors=True)
+    shutil.rmtree(plan.output.directory, ignore_errors=True)
 
 
 @pytest.fixture

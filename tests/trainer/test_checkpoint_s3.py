@@ -20,7 +20,7 @@ from finetune_trainer.checkpoint.reached import ReachedCallback, count_lost_step
 from finetune_trainer.s3 import connect_s3
 from tests.checkpoints import list_complete
 from tests.soak import SOAK, record
-from tests.trainer.conftest import Start, TrainerProcess, adapter_bytes
+from tests.trainer.conftest import Start, adapter_bytes, begin, forget_machine
 from tests.trainer.s3_server import BUCKET, S3Server
 
 AWAY_SECONDS = 30 if SOAK else 8
@@ -52,19 +52,8 @@ def expect(make: Callable[..., TrainingPlan], start: Start) -> bytes:
     return adapter_bytes(plan)
 
 
-def forget_machine(plan: TrainingPlan) -> None:
-    """As if the next process were on another machine."""
-    assert plan.checkpoint.staging is not None
-    shutil.rmtree(plan.checkpoint.staging, ignore_errors=True)
-    shutil.rmtree(plan.output.directory, ignore_errors=True)
-
-
 def kept(server: S3Server) -> list[int]:
     return list_complete(server.folder / "runs" / "run-1")
-
-
-def begin(start: Start, plan: TrainingPlan, server: S3Server, **faults: Any) -> TrainerProcess:
-    return start(plan, environment=server.environment, **faults)
 
 
 def spoil(runs: Path, server: S3Server) -> None:
@@ -177,10 +166,8 @@ def test_broken_and_foreign_checkpoints_are_passed_over_and_none_good_is_no_new_
 
 
 def test_steps_that_were_lost_are_counted_where_nothing_of_the_run_is(
-    make_remote: Callable[..., TrainingPlan], server: S3Server, monkeypatch: pytest.MonkeyPatch
+    make_remote: Callable[..., TrainingPlan], server: S3Server, opened: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, value in server.environment.items():
-        monkeypatch.setenv(name, value)
     plan = make_remote()
     file = server.folder / "runs" / "run-1" / "reached.json"
 

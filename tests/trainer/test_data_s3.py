@@ -12,14 +12,11 @@ from finetune_trainer.data.preview import preview
 from finetune_trainer.errors import InvalidInputError
 from finetune_trainer.s3 import connect_s3
 from tests.trainer.preparing import prepare
-from tests.trainer.s3_server import S3Server
 
 
 @pytest.fixture
-def bucket(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, list[str]], None]:
+def bucket(opened: None) -> Callable[[str, list[str]], None]:
     """``bucket(key, texts)`` writes a file of rows; the environment has what opens the bucket."""
-    for name, value in server.environment.items():
-        monkeypatch.setenv(name, value)
     remote = connect_s3()
 
     def write(key: str, texts: list[str]) -> None:

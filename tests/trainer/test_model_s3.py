@@ -67,10 +67,8 @@ def test_a_bucket_in_another_region_is_not_waited_for() -> None:
     assert not is_refused(OSError("AWS Error NETWORK_CONNECTION during HeadObject operation: curlCode: 7"))
 
 
-def test_who_is_told_to_stop_waits_for_no_file(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_is_told_to_stop_waits_for_no_file(opened: None) -> None:
     """As when a model of many gigabytes is under way: the signal's exception passes while others still copy."""
-    for name, value in server.environment.items():
-        monkeypatch.setenv(name, value)
     store = Store(f"s3://{BUCKET}")
     release, begun = threading.Event(), threading.Event()
 

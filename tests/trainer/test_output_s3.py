@@ -13,7 +13,7 @@ from finetune_api.progress import Result
 from finetune_trainer.export.delivery import DeliveryError, deliver_logs, fetch_artifacts, find_result
 from finetune_trainer.files import hash_folder, list_files
 from finetune_trainer.s3 import connect_s3
-from tests.trainer.conftest import Start, TrainerProcess, adapter_bytes
+from tests.trainer.conftest import Start, adapter_bytes, begin, forget_machine
 from tests.trainer.s3_server import BUCKET, S3Server
 
 DESTINATION = f"s3://{BUCKET}/models/bot"
@@ -37,16 +37,6 @@ def make_remote(make: Callable[..., TrainingPlan], tmp_path: Path) -> Callable[.
         return make(checkpoint=place, output=output, **changes)
 
     return build
-
-
-def begin(start: Start, plan: TrainingPlan, server: S3Server, **faults: Any) -> TrainerProcess:
-    return start(plan, environment=server.environment, **faults)
-
-
-def forget_machine(plan: TrainingPlan) -> None:
-    assert plan.checkpoint.staging is not None
-    shutil.rmtree(plan.checkpoint.staging, ignore_errors=True)
-    shutil.rmtree(plan.output.directory)
 
 
 def read_result(folder: Path) -> Result:
@@ -123,10 +113,8 @@ def test_what_the_server_refuses_is_told_before_anything_is_loaded(
 
 
 def test_trying_the_destination_leaves_nothing_there(
-    make_remote: Callable[..., TrainingPlan], server: S3Server, delivered: Path, monkeypatch: pytest.MonkeyPatch
+    make_remote: Callable[..., TrainingPlan], opened: None, delivered: Path
 ) -> None:
-    for name, value in server.environment.items():
-        monkeypatch.setenv(name, value)
     assert find_result(make_remote(), is_main=True) is None
     assert not delivered.exists() or not list_files(delivered)
 
@@ -136,14 +124,12 @@ def test_what_an_upload_to_a_hub_needs_is_fetched_and_checked(
     start: Start,
     server: S3Server,
     delivered: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    opened: None,
 ) -> None:
     plan = make_remote()
     assert begin(start, plan, server).wait() == ExitCode.OK
     whole = adapter_bytes(plan)
     forget_machine(plan)
-    for name, value in server.environment.items():
-        monkeypatch.setenv(name, value)
     fetch_artifacts(plan, read_result(delivered))
     assert adapter_bytes(plan) == whole
 
@@ -167,10 +153,9 @@ def test_the_logs_of_each_process_are_there_however_it_ended(
 
 
 def test_logs_are_not_worth_a_failure(
-    make_remote: Callable[..., TrainingPlan], server: S3Server, monkeypatch: pytest.MonkeyPatch
+    make_remote: Callable[..., TrainingPlan], opened: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, value in (server.environment | {"AWS_SECRET_ACCESS_KEY": "wrong"}).items():
-        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     plan = make_remote()
     folder = Path(plan.output.directory) / "tensorboard"
     folder.mkdir(parents=True)

@@ -35,6 +35,11 @@ def _needs_network(plan: TrainingPlan) -> bool:
     )
 
 
+def tensorboard_folder(plan: TrainingPlan) -> Path:
+    """Where its logs go, unless the environment says otherwise."""
+    return Path(plan.output.directory) / "tensorboard"
+
+
 def prepare_environment(plan: TrainingPlan) -> None:
     """Telemetry off, offline unless the plan names the hub, caches below the plan's folder, no foreign progress bars."""
     os.environ.update(
@@ -55,7 +60,7 @@ def prepare_environment(plan: TrainingPlan) -> None:
     if not _needs_network(plan):
         os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", HF_DATASETS_OFFLINE="1")
     if "tensorboard" in plan.observability.trackers:
-        os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(Path(plan.output.directory) / "tensorboard"))
+        os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(tensorboard_folder(plan)))
     if "wandb" in plan.observability.trackers:
         os.environ.setdefault("WANDB_PROJECT", plan.job.namespace)
     else:

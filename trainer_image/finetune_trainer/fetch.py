@@ -2,12 +2,10 @@
 
 import hashlib
 from pathlib import Path
-from typing import Any
 
 from finetune_api.plan import ResolvedSource, TrainingPlan
-from finetune_trainer.errors import InvalidInputError
 from finetune_trainer.files import build_once
-from finetune_trainer.s3 import VARIABLES, connect_s3, insist, is_refused
+from finetune_trainer.s3 import blame
 from finetune_trainer.store import Store
 
 
@@ -19,42 +17,24 @@ def fetch_source(source: ResolvedSource, plan: TrainingPlan, field: str) -> Reso
     """
     if source.kind != "s3":
         return source
-    try:
+    with blame(field, source.uri):
         path = _copy(source, Path(plan.cache_directory) / "s3")
-    except OSError as error:
-        if not is_refused(error):
-            raise
-        raise InvalidInputError(
-            f"{field} {source.uri}: {str(error).splitlines()[0]}; it is looked for with the AWS_* variables of the "
-            f"environment ({VARIABLES})"
-        ) from error
     return source.model_copy(update={"kind": "file", "location": str(path)})
 
 
 def _copy(source: ResolvedSource, cache: Path) -> Path:
     """The copy of a file or folder. Its place changes with the names, sizes and times of the files."""
-    location = source.location.rstrip("/")
-    found = insist(lambda: _list(location))
-    state = [f"{info.path}|{info.size}|{info.mtime.timestamp()}" for info in found]
+    bucket, _, key = source.location.rstrip("/").partition("/")
+    store = Store(f"s3://{bucket}")
+    found = store.find_files(key)
+    if not found:
+        raise FileNotFoundError(f"nothing is at {bucket}/{key}")
+    state = [f"{info.path}|{info.size}|{info.mtime.timestamp()}" for info in found.values()]
     folder = cache / hashlib.sha256("\n".join(state).encode()).hexdigest()[:24]
 
     def build(building: Path) -> None:
-        bucket, start = location.split("/")[0], len(location) - len(Path(location).name)
-        store = Store(f"s3://{bucket}")
-        store.do_each(lambda info: store.download(info.path[len(bucket) + 1 :], building / info.path[start:]), found)
+        start = len(key) - len(Path(key).name)
+        store.do_each(lambda path: store.download(path, building / path[start:]), found)
 
     build_once(folder, build)
-    return folder / Path(location).name
-
-
-def _list(location: str) -> list[Any]:
-    """The file, or all files of the folder, by name."""
-    from pyarrow import fs  # type: ignore[import-untyped]
-
-    remote = connect_s3()
-    files = [remote.get_file_info(location)]
-    if files[0].type is fs.FileType.Directory:
-        files = [info for info in remote.get_file_info(fs.FileSelector(location, recursive=True)) if info.is_file]
-    if not files or files[0].type is fs.FileType.NotFound:
-        raise FileNotFoundError(f"nothing is at {location}")
-    return sorted(files, key=lambda info: info.path)
+    return folder / Path(key).name

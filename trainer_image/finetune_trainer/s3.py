@@ -2,13 +2,16 @@
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
+from finetune_trainer.errors import InvalidInputError
+
 T = TypeVar("T")
 
-VARIABLES = "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION, AWS_ENDPOINT_URL"
+_VARIABLES = "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION, AWS_ENDPOINT_URL"
 
 _REFUSALS = (
     "ACCESS_DENIED",
@@ -41,6 +44,20 @@ def connect_s3() -> Any:
 def is_refused(error: OSError) -> bool:
     """Whether the server said no, or has no such thing: another try gets the same answer."""
     return isinstance(error, FileNotFoundError) or any(refusal in str(error) for refusal in _REFUSALS)
+
+
+@contextmanager
+def blame(field: str, uri: str) -> Iterator[None]:
+    """What the server refuses within is an error of the field. Raises: InvalidInputError."""
+    try:
+        yield
+    except OSError as error:
+        if not is_refused(error):
+            raise
+        raise InvalidInputError(
+            f"{field} {uri}: {str(error).splitlines()[0]}; it is looked for with the AWS_* variables of the environment "
+            f"({_VARIABLES})"
+        ) from error
 
 
 def insist(action: Callable[[], T], patience: float = PATIENCE) -> T:

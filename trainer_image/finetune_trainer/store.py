@@ -39,14 +39,20 @@ class Store:
         found = self._do(lambda: self._system.get_file_info(fs.FileSelector(self._root, allow_not_found=True)))
         return [info.base_name for info in found if info.type is fs.FileType.Directory]
 
-    def list_files(self, name: str) -> dict[str, int]:
-        """Bytes of each file of a folder, by its path below that."""
+    def find_files(self, path: str) -> dict[str, Any]:
+        """pyarrow's FileInfo of the file, or of all files of the folder, by their paths, in order; none where nothing is."""
         from pyarrow import fs
 
-        below = fs.FileSelector(self._at(name), allow_not_found=True, recursive=True)
-        found = self._do(lambda: self._system.get_file_info(below))
-        start = len(self._at(name)) + 1
-        return {info.path[start:]: info.size for info in found if info.type is fs.FileType.File}
+        def find() -> list[Any]:
+            found = self._system.get_file_info(self._at(path))
+            if found.type is not fs.FileType.Directory:
+                return [found]
+            below = fs.FileSelector(self._at(path), allow_not_found=True, recursive=True)
+            return list(self._system.get_file_info(below))
+
+        start = len(self._at(""))
+        files = {info.path[start:]: info for info in self._do(find) if info.is_file}
+        return dict(sorted(files.items()))
 
     def read(self, path: str) -> bytes | None:
         """A small file's content; None without one."""

@@ -2,15 +2,15 @@
 
 import shutil
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 from finetune_api.plan import TrainingPlan
 from finetune_api.progress import ArtifactRecord, Result
-from finetune_trainer.errors import InvalidInputError, TrainerError
+from finetune_trainer.environment import tensorboard_folder
+from finetune_trainer.errors import TrainerError
 from finetune_trainer.files import list_files
 from finetune_trainer.report.result import is_intact, read_finished
-from finetune_trainer.s3 import VARIABLES, is_refused
+from finetune_trainer.s3 import blame
 from finetune_trainer.store import Store
 
 _PROBE = ".finetune-probe"
@@ -29,19 +29,14 @@ def find_result(plan: TrainingPlan, is_main: bool) -> Result | None:
     Raises: InvalidInputError when its server refuses that, hours before it would be missed.
     """
     destination = plan.output.destination
-    try:
+    if destination is None:
+        return read_finished(plan)
+    with blame("output.destination", destination):
         result = read_finished(plan)
-        if result is None and destination is not None and is_main:
+        if result is None and is_main:
             store = Store(destination)
             store.write(f"{_PROBE}/{plan.job.run_id}", b"")
             store.remove(_PROBE)
-    except OSError as error:
-        if destination is None or not is_refused(error):
-            raise
-        raise InvalidInputError(
-            f"output.destination {destination}: {str(error).splitlines()[0]}; it is opened with the AWS_* variables of the "
-            f"environment ({VARIABLES})"
-        ) from error
     return result
 
 
@@ -64,14 +59,13 @@ def fetch_artifacts(plan: TrainingPlan, result: Result) -> None:
     destination = plan.output.destination
     if destination is None:
         return
+    store, output = Store(destination), Path(plan.output.directory)
     for artifact in result.artifacts:
         if is_intact(artifact):
             continue
         shutil.rmtree(artifact.path, ignore_errors=True)
         try:
-            store = Store(destination)
-            folder, name = Path(artifact.path), artifact.type
-            store.do_each(partial(_download, store, folder, name), store.list_files(name))
+            store.do_each(lambda path: store.download(path, output / path), store.find_files(artifact.type))
         except OSError as error:
             raise DeliveryError(f"{destination}/{artifact.type} can't be read: {error}") from error
         if not is_intact(artifact):
@@ -80,7 +74,7 @@ def fetch_artifacts(plan: TrainingPlan, result: Result) -> None:
 
 def deliver_logs(plan: TrainingPlan, warn: Callable[[str], None]) -> None:
     """Bring what trackers have written into the output folder; each process has files of its own."""
-    folder = Path(plan.output.directory) / "tensorboard"
+    folder = tensorboard_folder(plan)
     if plan.output.destination is None or not folder.is_dir():
         return
     try:
@@ -91,7 +85,3 @@ def deliver_logs(plan: TrainingPlan, warn: Callable[[str], None]) -> None:
 
 def _upload(store: Store, folder: Path, name: str) -> None:
     store.do_each(lambda file: store.upload(file, f"{name}/{file.relative_to(folder).as_posix()}"), list_files(folder))
-
-
-def _download(store: Store, folder: Path, name: str, path: str) -> None:
-    store.download(f"{name}/{path}", folder / path)

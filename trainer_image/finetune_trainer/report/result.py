@@ -38,7 +38,9 @@ def read_finished(plan: TrainingPlan) -> Result | None:
         return None
     if store is None:
         return result if all(is_intact(record) for record in result.artifacts) else None
-    if any(sum(store.list_files(record.type).values()) != record.bytes for record in result.artifacts):
+    if any(
+        sum(info.size for info in store.find_files(record.type).values()) != record.bytes for record in result.artifacts
+    ):
         return None
     write_atomically(path, result.model_dump_json(by_alias=True, indent=2) + "\n")
     return result
